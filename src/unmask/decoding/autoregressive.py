@@ -1,0 +1,78 @@
+"""Autoregressive decoding: one token a forward, the baseline of every speed figure.
+
+Sound for any model whose row of a real token predicts the next one (Qwen, Llama, WeDLM, Fast-dLLM v2, Dream under a causal mask).
+
+    unmask generate nano-ar "..." --method autoregressive
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.forward import Forward, Kind, State, window
+from unmask.decoding.method import Method, extend, register
+from unmask.decoding.sampling import Scores
+from unmask.errors import UnmaskError
+
+if TYPE_CHECKING:
+    from unmask.models.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARState(State):
+    """last [B]: the position of the newest token, the one to be fed next."""
+
+    last: Tensor
+
+
+@register("autoregressive", title="Autoregressive decoding", arxiv="")
+@dataclass(frozen=True, kw_only=True)
+class Autoregressive(Method[ARState]):
+    """Greedy or sampled next-token decoding with a causal mask."""
+
+    def bind(self, family: Family, new_tokens: int) -> Autoregressive:
+        if not family.next_token:
+            raise UnmaskError(
+                f"autoregressive: a {family.name} model predicts masked tokens in place, not the next token; "
+                "use masked, block_diffusion or d2f"
+            )
+        return self
+
+    def start(self, state: State) -> ARState:
+        return extend(ARState, state, last=state.prompt - 1)
+
+    def prefill(self, state: ARState) -> Forward:
+        index = torch.arange(state.longest, device=state.canvas.device).expand(len(state.prompt), -1)
+        return window(
+            state,
+            index,
+            index < state.prompt[:, None],
+            index,
+            visible=torch.zeros_like(state.prompt),
+            rows=state.last[:, None],
+            targets=state.prompt[:, None],
+            kind=torch.full_like(state.prompt, Kind.PREFILL),
+        )
+
+    def plan(self, state: ARState) -> Forward:
+        at = state.last[:, None]
+        return window(
+            state,
+            at,
+            torch.ones_like(at, dtype=torch.bool),
+            at,
+            visible=state.last,
+            rows=torch.zeros_like(at),
+            targets=at + 1,
+            kind=torch.full_like(state.last, Kind.DENOISE),
+        )
+
+    def commit(self, state: ARState, forward: Forward, scores: Scores) -> ARState:
+        state = state.fill(forward.targets, scores.token, torch.ones_like(forward.targets, dtype=torch.bool))
+        last = state.last + 1
+        eos = (state.first_eos() < state.end) if self.early_exit else torch.zeros_like(state.done)
+        return replace(state, last=last, done=eos | (last + 1 >= state.end))

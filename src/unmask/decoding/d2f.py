@@ -1,0 +1,167 @@
+"""D2F: several unfinished blocks in flight, block-causal, with an exact cache of finished ones.
+
+Paper: "Diffusion LLMs Can Do Faster-Than-AR Inference via Discrete Diffusion Forcing" (arXiv 2508.09192; official code
+zhijie-group/Discrete-Diffusion-Forcing). The prompt is one bidirectional block; the block grid starts behind it. A finished block
+is encoded once more inside the next forward, whose keys become permanent: no forward is spent on caching. With token shift the
+first token of the leading block is predicted by the row of the last permanent position, remembered from the forward that committed
+it (the carry row). On purpose different: the mask token is never proposed; rows of a batch are independent.
+
+    unmask generate GSAI-ML/LLaDA-8B-Instruct --adapter SJTU-Deng-Lab/D2F_LLaDA_Instruct_8B_Lora "..." --method d2f
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.forward import Forward, Kind, State, window
+from unmask.decoding.method import Method, extend, option, register, round_up
+from unmask.decoding.sampling import Scores, ScoreRule
+from unmask.decoding.select import Threshold
+from unmask.errors import UnmaskError
+from unmask.layout import block_index
+
+if TYPE_CHECKING:
+    from unmask.models.families import Family
+
+RANKS = {
+    "default": "prob",
+    "prob": "prob",
+    "margin_confidence": "margin",
+    "margin": "margin",
+    "neg_entropy": "entropy",
+    "entropy": "entropy",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineState(State):
+    """Response blocks of each row, n in all.
+
+    blocks [B]: appended so far. active [B, n]: fully activated (sticky). cached [B]: blocks whose slots are permanent, the prompt
+    before them. carry [B, V]: logits of the last permanent position.
+    """
+
+    blocks: Tensor
+    active: Tensor
+    cached: Tensor
+    carry: Tensor | None = None
+
+    def complete(self, size: int) -> Tensor:
+        """Filled positions of each response block: int64 [B, n]."""
+        span = torch.arange(self.active.shape[1] * size, device=self.canvas.device)
+        is_open = self.open_at(self.prompt[:, None] + span)
+        return size - is_open.view(len(self.prompt), -1, size).sum(-1)
+
+
+@register("d2f", title="Discrete Diffusion Forcing (D2F)", arxiv="2508.09192")
+@dataclass(frozen=True, kw_only=True)
+class D2F(Method[PipelineState]):
+    """Pipelined parallel decoding with three thresholds."""
+
+    block_size: int = option(32, "tokens a block, counted from the end of the prompt", low=1)
+    add_threshold: float = option(
+        0.1, "filled share of the last block at which a new one is appended", alias=("block_add_threshold",), low=0.0, high=1.0
+    )
+    activate_threshold: float = option(
+        0.95, "filled share of its predecessor at which a block may force a token", alias=("decoded_token_threshold",), low=0.0, high=1.0
+    )
+    threshold: float = option(0.9, "confidence above which a position is committed (strict)", alias=("skip_threshold",), low=0.0)
+    rank: str = option("prob", "which position a forced token takes", alias=("sampling_strategy",), choices=RANKS)
+    max_active_blocks: int | None = option(None, "blocks in flight at most; None: no bound, as the official code", low=1)
+
+    def bind(self, family: Family, new_tokens: int) -> D2F:
+        if family.mask_id is None:
+            raise UnmaskError(f"d2f: a {family.name} checkpoint has no mask token; use autoregressive")
+        return self
+
+    def score_rule(self, state: PipelineState) -> ScoreRule:
+        name = {"margin": "margin", "entropy": "entropy"}.get(self.rank, "prob")
+        return ScoreRule("filtered", name, filter_greedy=True, ban=(state.facts.mask_id,))
+
+    def limit(self, prompt: int, new_tokens: int) -> int:
+        return prompt + round_up(new_tokens, self.block_size)
+
+    def start(self, state: State) -> PipelineState:
+        none = torch.zeros_like(state.prompt)
+        count = round_up(state.new_tokens, self.block_size) // self.block_size
+        active = (torch.arange(count, device=none.device) == 0).expand(len(none), -1)
+        return extend(PipelineState, state, blocks=none + 1, active=active, cached=none)
+
+    def _window(self, state: PipelineState, base: Tensor, width: int, kind: Tensor) -> Forward:
+        """The forward over the appended part of [base, base + width), predictions wanted for all of it."""
+        shift = state.facts.shift
+        column = torch.arange(width, device=state.canvas.device)
+        positions = base[:, None] + column
+        valid = positions < (state.prompt + state.blocks * self.block_size)[:, None]
+        return window(
+            state,
+            positions,
+            valid,
+            block_index(positions, self.block_size, state.prompt[:, None]),
+            visible=base,
+            rows=(column - shift).expand_as(positions),
+            targets=torch.where(valid, positions, -1),
+            kind=kind,
+        )
+
+    def prefill(self, state: PipelineState) -> Forward:
+        """The prompt and the first block in one forward."""
+        kind = torch.full_like(state.prompt, Kind.PREFILL)
+        forward = self._window(state, torch.zeros_like(state.prompt), state.longest + self.block_size, kind)
+        rows = state.prompt[:, None] + torch.arange(self.block_size, device=state.canvas.device)
+        return replace(forward, rows=rows - state.facts.shift, targets=rows)
+
+    def plan(self, state: PipelineState) -> Forward:
+        base = state.prompt + state.cached * self.block_size
+        finished = self._leading(state) > state.cached
+        kind = torch.where(finished, Kind.COMMIT, Kind.DENOISE)
+        forward = self._window(state, base, state.active.shape[1] * self.block_size, kind)
+        return replace(forward, carry=state.carry)
+
+    def _leading(self, state: PipelineState) -> Tensor:
+        """How many blocks at the front are complete [B]: after a forward that held them, their slots are permanent."""
+        index = torch.arange(state.active.shape[1], device=state.canvas.device)
+        complete = (state.complete(self.block_size) == self.block_size) & (index < state.blocks[:, None])
+        return complete.int().cumprod(-1).sum(-1)
+
+    def commit(self, state: PipelineState, forward: Forward, scores: Scores) -> PipelineState:
+        size = self.block_size
+        rows = len(state.prompt)
+        cached = self._leading(state)
+        begin = forward.targets[:, 0]
+        first = torch.where(begin >= 0, torch.div(begin - state.prompt, size, rounding_mode="floor"), 0)
+        # One rule call over all blocks of the window: a block is a row, its quota says whether it may force a token.
+        block = first[:, None] + torch.arange(forward.targets.shape[1] // size, device=begin.device)
+        quota = state.active.gather(1, block.clamp(max=state.active.shape[1] - 1)).long()
+        eligible = state.open_at(forward.targets)
+        chosen = Threshold(self.threshold)(
+            *(x.reshape(-1, size) for x in (scores.prob, scores.score, eligible)), quota.reshape(-1)
+        ).view(rows, -1)
+        carry = state.carry
+        if state.facts.shift:
+            at = (state.prompt + cached * size - begin).clamp(0, scores.logits.shape[1] - 1)
+            carry = scores.logits[torch.arange(rows, device=at.device), at]
+        state = replace(state.fill(forward.targets, scores.token, chosen), cached=cached, carry=carry)
+        return self._advance(state)
+
+    def _advance(self, state: PipelineState) -> PipelineState:
+        """Appends at most one block, activates successors of well filled blocks, ends rows with nothing left."""
+        filled = state.complete(self.block_size)
+        index = torch.arange(filled.shape[1], device=filled.device)
+        last = filled.gather(1, state.blocks[:, None] - 1)[:, 0] / self.block_size
+        eos = state.first_eos()
+        grow = (last >= self.add_threshold) & (state.blocks < filled.shape[1]) & (eos >= state.canvas.shape[1])
+        if self.max_active_blocks is not None:
+            grow &= state.blocks - self._leading(state) < self.max_active_blocks
+        blocks = state.blocks + grow.long()
+        if self.early_exit:  # nothing before the end token depends on a later block
+            holds = torch.div(eos - state.prompt, self.block_size, rounding_mode="floor") + 1
+            blocks = torch.minimum(blocks, torch.where(eos < state.canvas.shape[1], holds, blocks))
+        share = torch.cat([torch.ones_like(last)[:, None], filled[:, :-1] / self.block_size], dim=1)
+        active = state.active | (share >= self.activate_threshold)
+        done = ((filled == self.block_size) | (index >= blocks[:, None])).all(-1)
+        return replace(state, blocks=blocks, active=active, done=done)

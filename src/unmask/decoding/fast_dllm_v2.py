@@ -1,0 +1,133 @@
+"""Fast-dLLM v2: blocks with an exact cache, sub-blocks left to right inside, an optional approximate sub-block cache.
+
+Paper: "Fast-dLLM v2: Efficient Block-Diffusion LLM" (arXiv 2509.26328; official code NVlabs/Fast-dLLM, folder v2, and the checkpoints'
+own modelling file). Every row decides for itself whether it needs a whole block or a sub-block, so a batch equals its rows alone.
+On purpose different from the official batch code: prompts of exactly one block are used, every row gets its bridge token, an end
+token that arrives as a bridge token ends the row, any block size works. The mask token is never proposed.
+
+    unmask generate nano "..." --method fast_dllm_v2 --set threshold=0.9
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.forward import Forward, Kind, State, window
+from unmask.decoding.method import Method, extend, option, register, resolve, round_up
+from unmask.decoding.sampling import Scores, ScoreRule
+from unmask.decoding.select import Threshold
+from unmask.errors import UnmaskError
+
+if TYPE_CHECKING:
+    from unmask.models.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubBlockState(State):
+    """start [B]: first position of the block in work. scratch [B]: the block's slots hold usable keys (of this block, maybe stale)."""
+
+    start: Tensor
+    scratch: Tensor
+
+
+@register("fast_dllm_v2", title="Fast-dLLM v2: Efficient Block-Diffusion LLM", arxiv="2509.26328")
+@dataclass(frozen=True, kw_only=True)
+class FastDLLMv2(Method[SubBlockState]):
+    """Threshold decoding of sub-blocks; a finished block's forward stores its K/V and gives the next block's first token."""
+
+    block_size: int | None = option(None, "tokens a block; None: as trained", alias=("bd_size",), low=1)
+    sub_block_size: int = option(8, "tokens a sub-block; must divide the block", alias=("small_block_size",), low=1)
+    threshold: float = option(0.9, "confidence above which a position is committed (strict)", low=0.0)
+    sub_block_cache: bool = option(
+        False, "reuse the block's keys between forwards (approximate, narrower forwards)", alias=("use_block_cache",)
+    )
+    greedy_bridge: bool = option(
+        True, "take the first token of a block greedily even when sampling, as the official code does"
+    )
+
+    def bind(self, family: Family, new_tokens: int) -> FastDLLMv2:
+        if family.mask_id is None:
+            raise UnmaskError(f"fast_dllm_v2: a {family.name} checkpoint has no mask token; use autoregressive")
+        if not family.shift:
+            raise UnmaskError(
+                f"fast_dllm_v2: needs a model with token shift; a {family.name} model predicts in place, use block_diffusion"
+            )
+        block = resolve(self.block_size, resolve(family.block_size, 32))
+        sub = min(self.sub_block_size, block)
+        if block % sub:
+            raise UnmaskError(f"fast_dllm_v2: sub_block_size {sub} does not divide block_size {block}")
+        return replace(self, block_size=block, sub_block_size=sub)
+
+    @property
+    def size(self) -> int:
+        """The block size after `bind`."""
+        return resolve(self.block_size, 1)
+
+    def limit(self, prompt: int, new_tokens: int) -> int:
+        return round_up(prompt + new_tokens, self.size)
+
+    def start(self, state: State) -> SubBlockState:
+        start = state.prompt // self.size * self.size
+        return extend(SubBlockState, state, start=start, scratch=torch.zeros_like(state.done))
+
+    def score_rule(self, state: SubBlockState) -> ScoreRule:
+        return ScoreRule(ban=(state.facts.mask_id,))
+
+    def prefill(self, state: SubBlockState) -> Forward | None:
+        width = state.longest // self.size * self.size
+        if width == 0:
+            return None
+        index = torch.arange(width, device=state.canvas.device).expand(len(state.start), -1)
+        return window(
+            state,
+            index,
+            index < state.start[:, None],
+            index // self.size,
+            visible=torch.zeros_like(state.start),
+            rows=(state.start[:, None] - 1).clamp(min=0),
+            targets=torch.where(state.start > 0, state.start, -1)[:, None],
+            kind=torch.full_like(state.start, Kind.PREFILL),
+        )
+
+    def plan(self, state: SubBlockState) -> Forward:
+        block, sub = self.size, self.sub_block_size
+        column = torch.arange(block, device=state.canvas.device)
+        is_open = state.open_at(state.start[:, None] + column)
+        waiting = is_open.any(-1)
+        first = state.start + is_open.int().argmax(-1) // sub * sub  # of the sub-block in work
+        narrow = waiting & state.scratch & ~state.open_at(first[:, None])[:, 0]
+        begin = torch.where(narrow, first, state.start)
+        positions = begin[:, None] + column
+        # A narrow row reads the block's scratch slots too, all but the sub-block's own, which it overwrites.
+        seen = torch.where(narrow, state.start + block, state.start)
+        targets = first[:, None] + column[:sub]
+        targets = torch.where(waiting[:, None], targets, torch.where(column[:sub] == 0, state.start[:, None] + block, -1))
+        kind = torch.where(narrow, Kind.WINDOW, torch.where(waiting, Kind.DENOISE, Kind.COMMIT))
+        return window(
+            state,
+            positions,
+            (column < sub) | ~narrow[:, None],
+            torch.zeros_like(positions),
+            visible=seen,
+            # The first position of a block or of a narrow window has no row here; it is never open then.
+            rows=(targets - 1 - begin[:, None]).clamp(min=0),
+            targets=targets,
+            kind=kind,
+        )
+
+    def commit(self, state: SubBlockState, forward: Forward, scores: Scores) -> SubBlockState:
+        eligible = state.open_at(forward.targets)
+        bridge = (forward.kind == Kind.COMMIT) | (forward.kind == Kind.PREFILL)
+        one = torch.ones_like(state.start)
+        chosen = Threshold(self.threshold)(scores.prob, scores.score, eligible, one)
+        token = torch.where(bridge[:, None], scores.greedy, scores.token) if self.greedy_bridge else scores.token
+        state = state.fill(forward.targets, token, torch.where(bridge[:, None], eligible, chosen))
+        full = forward.kind == Kind.COMMIT
+        start = torch.where(full, state.start + self.size, state.start)
+        scratch = (forward.kind == Kind.DENOISE) | (forward.kind == Kind.WINDOW)
+        done = full & ((state.first_eos() < start) | (start >= state.limit))
+        return replace(state, start=start, scratch=scratch & self.sub_block_cache, done=done)

@@ -1,0 +1,230 @@
+"""The eager loop: prefill, then plan, forward, score, commit until every row is done. The reference for every faster loop.
+
+It owns what is the same for all methods: the cache, padding and trimming, guidance, counting, ends of rows, traces, and the events
+from which streamers are fed. Finished rows leave the batch at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unmask.cache.contiguous import ContiguousCache
+from unmask.decoding.counters import NAMES, Counters
+from unmask.decoding.forward import Facts, Forward, State, blank
+from unmask.decoding.method import Method
+from unmask.decoding.sampling import Draw, Scores, score
+from unmask.errors import UnmaskError
+
+if TYPE_CHECKING:
+    from unmask.models.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One forward of one row: its number, kind, window [first, first + width), readable slots, and what it fixed.
+
+    Positions count from the end of the prompt.
+    """
+
+    forward: int
+    kind: str
+    first: int
+    width: int
+    visible: int
+    positions: list[int]
+    tokens: list[int]
+    confidences: list[float]
+
+
+@dataclass(slots=True)
+class Row:
+    """One decoded row: every position behind its prompt, which of them are still open, counts, trace."""
+
+    canvas: list[int] = field(default_factory=list)
+    open: list[bool] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    trace: list[TraceStep] = field(default_factory=list)
+
+
+Observer = Callable[[list[int], State], None]
+
+
+def decode(
+    model: Transformer,
+    method: Method[Any],
+    prompts: list[list[int]],
+    *,
+    facts: Facts,
+    draw: Draw,
+    new_tokens: int,
+    trace: bool = False,
+    observe: Observer | None = None,
+) -> list[Row]:
+    """Decodes a batch.
+
+    Args:
+        method: already bound to the checkpoint (`Method.bind`).
+        prompts: token ids, none empty; lengths may differ.
+        draw: sampling settings [B] on the model's device.
+        observe: called after every commit with the original numbers of the rows still decoded and the state.
+
+    Raises:
+        UnmaskError: the model gave logits that are not finite; names layer and position.
+    """
+    limits = [method.limit(len(p), new_tokens) for p in prompts]
+    state = method.start(blank(prompts, limits, new_tokens, facts, draw))
+    config = model.config
+    cache = ContiguousCache(
+        config.num_layers,
+        len(prompts),
+        config.num_kv_heads,
+        max(limits) if method.cached else 0,
+        config.head_dim,
+        device=model.device,
+        dtype=model.dtype,
+    )
+    out = [Row() for _ in prompts]
+    numbers = list(range(len(prompts)))
+    forward = method.prefill(state)
+    while numbers:
+        prefilling = forward is not None
+        forward = _trim(forward if forward is not None else method.plan(state))
+        scores = _forward(model, cache, method, state, forward)
+        before = state
+        state = method.commit(state, forward, scores)
+        state = replace(state, step=state.step + (0 if prefilling else 1))
+        _record([out[n] for n in numbers], before, state, forward, scores, trace)
+        if method.early_exit:
+            state = replace(state, done=state.done | ~state.unfinished() | state.settled())
+        if observe:
+            observe(numbers, state)
+        numbers, state = _drop_done(out, numbers, state, cache)
+        forward = None
+    return out
+
+
+def _trim(forward: Forward) -> Forward:
+    """Cuts trailing columns that no row uses: methods plan fixed shapes, the eager loop need not pay for them."""
+    width = _used(forward.valid)
+    rows = _used(forward.targets >= 0)
+    layout = replace(
+        forward.layout,
+        **{n: getattr(forward.layout, n)[:, :width] for n in ("order", "lane", "segment", "positions")},
+    )
+    return replace(
+        forward,
+        tokens=forward.tokens[:, :width],
+        layout=layout,
+        store=forward.store[:, :width],
+        rows=forward.rows[:, :rows],
+        targets=forward.targets[:, :rows],
+        guide=None if forward.guide is None else forward.guide[:, :width],
+    )
+
+
+def _used(columns: Tensor) -> int:
+    """One more than the last column that is True in any row."""
+    found = columns.any(0).nonzero()
+    return int(found[-1]) + 1 if len(found) else 0
+
+
+def _forward(
+    model: Transformer, cache: ContiguousCache, method: Method[Any], state: State, forward: Forward
+) -> Scores:
+    with torch.inference_mode():
+        logits = _logits(model, cache, forward).float()
+        if forward.carry is not None:
+            from_carry = (forward.rows == -1).unsqueeze(-1)
+            logits = torch.where(from_carry, forward.carry.unsqueeze(1), logits)
+        used = forward.targets >= 0
+        if not bool((logits.isfinite().all(-1) | ~used).all()):
+            raise _not_finite(model, cache, forward, logits)
+        return score(logits, method.score_rule(state), state.draw, state.step, forward.targets)
+
+
+def _logits(model: Transformer, cache: ContiguousCache, forward: Forward) -> Tensor:
+    rows = forward.rows.clamp(min=0)
+    positions = forward.layout.positions
+    if forward.guide is None:
+        attend = cache.window(forward.layout, forward.visible, forward.store)
+        return model(forward.tokens, positions, attend, rows)
+    # Both views of a row share layout and length; guidance is defined without a cache alone.
+    twice = forward.layout.__class__(
+        *(torch.cat([x, x]) for x in (forward.layout.order, forward.layout.lane, forward.layout.segment, positions))
+    )
+    attend = cache.window(twice, torch.cat([forward.visible] * 2), torch.cat([forward.store] * 2))
+    both = model(torch.cat([forward.tokens, forward.guide]), twice.positions, attend, torch.cat([rows, rows]))
+    with_prompt, without = both.chunk(2)
+    return without + (1 + forward.guide_scale) * (with_prompt - without)
+
+
+def _not_finite(model: Transformer, cache: ContiguousCache, forward: Forward, logits: Tensor) -> UnmaskError:
+    """The error that names the first layer whose input is not finite."""
+    attend = cache.window(forward.layout, forward.visible, forward.store)
+    found = model.first_nonfinite(forward.tokens, forward.layout.positions, attend)
+    if found is None:
+        row, column = ((~logits.isfinite()).any(-1) & (forward.targets >= 0)).nonzero()[0].tolist()
+        position = int(forward.targets[row, column])
+        return UnmaskError(f"logits for position {position} of row {row} are not finite; every layer's input is (check lm_head)")
+    layer, row, column = found
+    position = int(forward.layout.positions[row, column])
+    return UnmaskError(
+        f"logits are not finite: the input of layer {layer} is already NaN or infinite at position {position} of row {row} "
+        f"(token id {int(forward.tokens[row, column])})"
+    )
+
+
+def _record(
+    rows: list[Row], before: State, after: State, forward: Forward, scores: Scores, trace: bool
+) -> None:
+    """Counts the forward for each row that had a token in it, and notes what it fixed."""
+    took_part = forward.valid.any(-1).tolist()
+    kinds = forward.kind.tolist()
+    for i, row in enumerate(rows):
+        if took_part[i]:
+            if trace:
+                number = sum(row.counters.forwards.values())
+                row.trace.append(_trace_step(i, number, before, after, forward, scores))
+            row.counters.forwards[NAMES[kinds[i]]] += 1
+
+
+def _trace_step(
+    i: int, number: int, before: State, after: State, forward: Forward, scores: Scores
+) -> TraceStep:
+    fixed = (before.open[i] & ~after.open[i]).nonzero()[:, 0]
+    prompt = int(before.prompt[i])
+    target = forward.targets[i].tolist()
+    prob = dict(zip(target, scores.prob[i].tolist()))
+    valid = forward.valid[i]
+    return TraceStep(
+        forward=number,
+        kind=NAMES[int(forward.kind[i])],
+        first=int(forward.layout.positions[i][valid].min()) - prompt,
+        width=int(valid.sum()),
+        visible=int(forward.visible[i]),
+        positions=(fixed - prompt).tolist(),
+        tokens=after.canvas[i][fixed].tolist(),
+        confidences=[prob[p] for p in fixed.tolist()],
+    )
+
+
+def _drop_done(
+    out: list[Row], numbers: list[int], state: State, cache: ContiguousCache
+) -> tuple[list[int], State]:
+    done = state.done.tolist()
+    if not any(done):
+        return numbers, state
+    for i, number in enumerate(numbers):
+        if done[i]:
+            first, last = int(state.prompt[i]), int(state.limit[i])
+            out[number].canvas = state.canvas[i, first:last].tolist()
+            out[number].open = state.open[i, first:last].tolist()
+    keep = (~state.done).nonzero()[:, 0]
+    cache.select(keep)
+    return [n for n, d in zip(numbers, done) if not d], state.select(keep)

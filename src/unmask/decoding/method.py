@@ -1,0 +1,185 @@
+"""The contract of a decoding method, and the registry of methods.
+
+A method is a frozen dataclass of its paper's options with pure batched functions `start`, `prefill`, `plan` and `commit`. It sees
+no model and no cache, loops over no rows and reads nothing back to the host, so the same object runs in the eager loop and inside
+a captured GPU graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from unmask.decoding.forward import Forward, S, State
+from unmask.decoding.sampling import Scores, ScoreRule
+from unmask.errors import UnmaskError, unknown
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from unmask.models.families import Family
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    alias: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | dict[str, str] = (),
+) -> Any:
+    """A dataclass field of a method with what `unmask methods` shows and what bad values are checked against.
+
+    Args:
+        alias: the official codes' names for it.
+        low, high: allowed range, both inclusive.
+        choices: allowed strings; a dict maps the official codes' values to ours.
+    """
+    meta = {"help": help, "alias": alias, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Generic[S]):
+    """Base of all methods.
+
+    Class attributes: name, title (of the paper) and arxiv are set by `register`; `cached` says whether K/V slots are needed.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    arxiv: ClassVar[str] = ""
+    cached: ClassVar[bool] = True
+
+    early_exit: bool = option(
+        True, "stop a row as soon as its text up to the first end token is final (never changes the text)"
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check_value(self.name, f, getattr(self, f.name))
+
+    def bind(self, family: Family, new_tokens: int) -> Self:
+        """Fills options left at None from the checkpoint and the request, and refuses unsound combinations."""
+        return self
+
+    def score_rule(self, state: S) -> ScoreRule:
+        """How scores are to be made."""
+        return ScoreRule(ban=(state.facts.mask_id,) if state.facts.mask_id >= 0 else ())
+
+    def limit(self, prompt: int, new_tokens: int) -> int:
+        """Where the canvas of a row ends: the end of its text, rounded up to whole blocks."""
+        return prompt + new_tokens
+
+    def start(self, state: State) -> S:
+        """The method's own state from the blank one."""
+        raise NotImplementedError
+
+    def prefill(self, state: S) -> Forward | None:
+        """The forward over the prompt, None if there is none."""
+        return None
+
+    def plan(self, state: S) -> Forward:
+        """Which tokens run next, what they see, what is stored."""
+        raise NotImplementedError
+
+    def commit(self, state: S, forward: Forward, scores: Scores) -> S:
+        """Which positions become tokens and how far the window moves. Called after the prefill too."""
+        raise NotImplementedError
+
+
+def extend(cls: type[S], state: State, **more: Any) -> S:
+    """A subclass of State with the fields of `state` and these more."""
+    return cls(**{f.name: getattr(state, f.name) for f in fields(state)}, **more)
+
+
+def _check_value(method: str, f: Field[Any], value: Any) -> None:
+    meta = f.metadata
+    if value is None or not meta:
+        return
+    if meta["choices"] and value not in meta["choices"]:
+        raise unknown(f"value of {f.name} ({method})", value, meta["choices"])
+    if isinstance(f.default, bool) and not isinstance(value, bool):
+        raise UnmaskError(f"{method}: {f.name} must be true or false, not {value!r}")
+    if meta["low"] is None and meta["high"] is None:
+        return
+    low, high = meta["low"], meta["high"]
+    whole = isinstance(low, int) and not isinstance(low, bool)
+    span = f"at least {low}" if high is None else f"between {low} and {high}"
+    right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not right_type or value != value or (low is not None and value < low) or (high is not None and value > high):
+        raise UnmaskError(f"{method}: {f.name} must be {'a whole number ' if whole else ''}{span}, not {value!r}")
+
+
+METHODS: dict[str, type[Method[Any]]] = {}
+M = TypeVar("M", bound=type[Method[Any]])
+
+
+def register(name: str, *, title: str, arxiv: str) -> Callable[[M], M]:
+    """Class decorator: makes a method known under `name` (that of its file)."""
+
+    def add(cls: M) -> M:
+        cls.name, cls.title, cls.arxiv = name, title, arxiv
+        METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def method_class(name: str) -> type[Method[Any]]:
+    """The class registered under a name; unknown names raise with the nearest one."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def aliases(cls: type[Method[Any]]) -> dict[str, str]:
+    """Official option names of a method and ours."""
+    return {a: f.name for f in fields(cls) for a in f.metadata.get("alias", ())}
+
+
+def build(name: str, options: dict[str, Any]) -> Method[Any]:
+    """A method by name with options under our names or the official ones.
+
+    Raises:
+        UnmaskError: unknown method or option (with the nearest name), a value out of range, one option given twice.
+    """
+    cls = method_class(name)
+    known = {f.name: f for f in fields(cls)}
+    other = aliases(cls)
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        target = other.get(key, key)
+        if target not in known:
+            raise unknown(f"option of {name}", key, [*known, *other])
+        if target in values:
+            raise UnmaskError(f"{name}: {key!r} and {target!r} are the same option; give one of them")
+        choices = known[target].metadata.get("choices", ())
+        values[target] = choices.get(value, value) if isinstance(choices, dict) else value
+    return cls(**values)
+
+
+def describe(cls: type[Method[Any]]) -> list[dict[str, Any]]:
+    """Name, default, help, aliases and allowed values of each option, for `unmask methods`."""
+    out = []
+    for f in fields(cls):
+        default = None if f.default is MISSING else f.default
+        meta = f.metadata
+        allowed = sorted(set(meta["choices"].values())) if isinstance(meta["choices"], dict) else list(meta["choices"])
+        out.append(
+            {"name": f.name, "default": default, "help": meta["help"], "alias": list(meta["alias"]), "choices": allowed}
+            | {"low": meta["low"], "high": meta["high"]}
+        )
+    return out
+
+
+def resolve(value: int | None, fallback: int) -> int:
+    """`value`, or `fallback` where it is None."""
+    return fallback if value is None else value
+
+
+def round_up(position: int, block: int) -> int:
+    """The next multiple of `block` at or behind `position`."""
+    return -(-position // block) * block
