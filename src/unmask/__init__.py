@@ -1,8 +1,8 @@
 """unmask: fast decoding and training of diffusion language models.
 
-    import unmask
-    lm = unmask.load("nano")
-    print(lm.generate("Tom has 3 boxes of 12 pens. How many pens does he have?").text)
+import unmask
+lm = unmask.load("nano")
+print(lm.generate("Tom has 3 boxes of 12 pens. How many pens does he have?").text)
 """
 
 from unmask.errors import UnmaskError

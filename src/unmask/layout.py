@@ -1,16 +1,18 @@
 """The layout of a forward: three integers per token, and the one rule that turns them into attention.
 
-Every token carries an `order` and a `lane`, and a `segment` where several documents share a row. A query q sees a key k when
+Every token carries an `order` and a `lane`, and a `segment` where several documents share a row. A query q sees a key
+k when
 
     segment[k] == segment[q]  and  order[k] <= order[q]  and  lane[k] in (0, lane[q])
 
-so lane 0 is seen by everyone and any other lane only by itself. Every attention pattern of every method, in training and in
-decoding, is a choice of these integers, built by the functions below; nothing else in the package writes a mask.
+so lane 0 is seen by everyone and any other lane only by itself. Every attention pattern of every method, in training
+and in decoding, is a choice of these integers, built by the functions below; nothing else in the package writes a
+mask.
 
 Padding is a segment of its own (`PAD`): padded queries see padding only, so no softmax row is ever empty.
 
-Shape legend of the package: B rows, W window tokens, Q queries, K keys, S cache slots, R logits rows, H query heads, G K/V heads,
-D head size, C hidden size, V vocabulary, L layers.
+Shape legend of the package: B rows, W window tokens, Q queries, K keys, S cache slots, R logits rows, H query heads,
+G K/V heads, D head size, C hidden size, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def causal(length: int) -> Layout:
 
 
 def block_index(positions: Tensor, block: int, anchor: Tensor | int = 0) -> Tensor:
-    """The block number of each position: 0 before `anchor`, counted from 1 after it; counted from 0 when anchor is 0."""
+    """The block number of each position: 0 before `anchor`, counted from 1 after it; counted from 0 when anchor is
+    0."""
     if isinstance(anchor, int) and anchor == 0:
         return positions // block
     return torch.where(positions < anchor, 0, 1 + torch.div(positions - anchor, block, rounding_mode="floor"))
@@ -82,8 +85,8 @@ def block_index(positions: Tensor, block: int, anchor: Tensor | int = 0) -> Tens
 def block_causal(length: int, block: int, anchor: int = 0) -> Layout:
     """Blocks see themselves and earlier blocks.
 
-    With `anchor` 0 blocks lie at absolute multiples of `block` (Fast-dLLM v2, SDAR, LLaDA2). With `anchor` = prompt length the
-    prompt is one bidirectional block and the grid starts behind it (D2F).
+    With `anchor` 0 blocks lie at absolute multiples of `block` (Fast-dLLM v2, SDAR, LLaDA2). With `anchor` = prompt
+    length the prompt is one bidirectional block and the grid starts behind it (D2F).
     """
     return _layout(block_index(torch.arange(length), block, anchor))
 
@@ -91,13 +94,12 @@ def block_causal(length: int, block: int, anchor: int = 0) -> Layout:
 def doubled(length: int, block: int) -> Layout:
     """[noisy ; clean] training row of 2 * length tokens (BD3-LM, Fast-dLLM v2, SDAR).
 
-    A noisy block sees itself and the clean blocks before it; clean blocks are block-causal; nothing clean sees anything noisy.
+    A noisy block sees itself and the clean blocks before it; clean blocks are block-causal; nothing clean sees
+    anything noisy.
     """
     index = torch.arange(length)
     j = index // block
-    return _layout(
-        torch.cat([2 * j, 2 * j + 1]), torch.cat([j + 1, torch.zeros_like(j)]), torch.cat([index, index])
-    )
+    return _layout(torch.cat([2 * j, 2 * j + 1]), torch.cat([j + 1, torch.zeros_like(j)]), torch.cat([index, index]))
 
 
 def wedlm_streams(length: int, block: int) -> Layout:
@@ -112,7 +114,8 @@ def wedlm_streams(length: int, block: int) -> Layout:
 
 
 def jacobi_noise(prompt: int, length: int) -> Layout:
-    """[prompt ; student ; teacher] row of Jacobi Forcing, noise-conditioned: both copies causal, blind to each other."""
+    """[prompt ; student ; teacher] row of Jacobi Forcing, noise-conditioned: both copies causal, blind to each
+    other."""
     tail = torch.arange(prompt, prompt + length)
     index = torch.cat([torch.arange(prompt), tail, tail])
     lane = torch.cat([torch.zeros(prompt), torch.ones(length), torch.full((length,), 2)]).long()
@@ -120,8 +123,8 @@ def jacobi_noise(prompt: int, length: int) -> Layout:
 
 
 def jacobi_clean(length: int, starts: list[int], block: int) -> Layout:
-    """[clean ; noisy block 0 ; noisy block 1 ; ...] row of Jacobi Forcing, clean context: noisy block j of `block` tokens begins
-    at position starts[j] and sees the clean tokens before it and its own earlier tokens."""
+    """[clean ; noisy block 0 ; noisy block 1 ; ...] row of Jacobi Forcing, clean context: noisy block j of `block`
+    tokens begins at position starts[j] and sees the clean tokens before it and its own earlier tokens."""
     stride = block + 1
     clean = torch.arange(length)
     offset = torch.arange(block)
@@ -132,7 +135,8 @@ def jacobi_clean(length: int, starts: list[int], block: int) -> Layout:
 
 
 def copies(base: Layout, count: int) -> Layout:
-    """`count` copies of a window that do not see each other: FreeDave's drafts, LoPA's branches, Jacobi's candidate rows."""
+    """`count` copies of a window that do not see each other: FreeDave's drafts, LoPA's branches, Jacobi's candidate
+    rows."""
 
     def tile(x: Tensor) -> Tensor:
         return x.repeat(*([1] * (x.dim() - 1)), count)

@@ -1,8 +1,8 @@
 """`load` and `generate`: a checkpoint, its tokenizer and any method behind one object.
 
-    import unmask
-    lm = unmask.load("nano")
-    print(lm.generate("Tom has 3 boxes of 12 pens. How many pens does he have?").text)
+import unmask
+lm = unmask.load("nano")
+print(lm.generate("Tom has 3 boxes of 12 pens. How many pens does he have?").text)
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Generation:
     """What one request gave.
 
     text: decoded, special tokens left out (empty without a tokenizer). ids: up to and including the first end token.
-    finish_reason: "stop" (an end token) or "length". counters: see `unmask.decoding.counters`. trace: one entry a forward if asked.
+    finish_reason: "stop" (an end token) or "length". counters: see `unmask.decoding.counters`. trace: one entry a
+    forward if asked.
     """
 
     text: str
@@ -49,7 +50,12 @@ class Generation:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: text, ids, finish reason, method and counters."""
-        base = {"text": self.text, "ids": self.ids, "finish_reason": self.finish_reason, "method": self.method}
+        base = {
+            "text": self.text,
+            "ids": self.ids,
+            "finish_reason": self.finish_reason,
+            "method": self.method,
+        }
         return base | self.counters.as_dict()
 
 
@@ -93,14 +99,12 @@ class LM:
         """Decodes one prompt or a batch.
 
         Args:
-            prompt: a string, token ids, a list of chat messages, or a list of any of these for a batch of ragged length.
-            method: see `unmask methods`; None takes the checkpoint's own.
-            max_new_tokens: default 256, or what the context leaves.
-            temperature, top_p, top_k, seed: one value, or one per prompt. Equal seeds give equal text in any batch.
-            raw: take strings as they are; otherwise a tokenizer with a chat template wraps them as a user's message.
-            streamer: a transformers streamer, or one per prompt of a batch.
-            trace: record every forward.
-            options: the method's, under our names or the official ones.
+            prompt: a string, token ids, a list of chat messages, or a list of any of these for a batch of ragged
+            length. method: see `unmask methods`; None takes the checkpoint's own. max_new_tokens: default 256, or
+            what the context leaves. temperature, top_p, top_k, seed: one value, or one per prompt. Equal seeds give
+            equal text in any batch. raw: take strings as they are; otherwise a tokenizer with a chat template wraps
+            them as a user's message. streamer: a transformers streamer, or one per prompt of a batch. trace: record
+            every forward. options: the method's, under our names or the official ones.
 
         Returns:
             A `Generation`, or a list of them for a batch.
@@ -160,10 +164,8 @@ class LM:
             return [prompt], True
         if len(prompt) == 0:
             raise UnmaskError("the prompt is empty; give at least one token")
-        first = prompt[0]
-        if isinstance(first, (int, Mapping)):
-            return [prompt], True
-        return list(prompt), False
+        one_of_many = isinstance(prompt[0], (str, Sequence, Tensor))
+        return (list(prompt), False) if one_of_many else ([prompt], True)
 
     def _room(self, prompts: list[list[int]], asked: int | None) -> int:
         context = self.model.config.max_positions

@@ -29,8 +29,8 @@ class DraftStreamer(Protocol):
 class Feeder:
     """Feeds each row's streamer: the prompt first, then final text as it grows, and drafts of the rest.
 
-    Text is final up to the first open position, and ends with the first end token. A draft [T] reaches from there to the last
-    decided position; open positions hold the mask id.
+    Text is final up to the first open position, and ends with the first end token. A draft [T] reaches from there to
+    the last decided position; open positions hold the mask id.
     """
 
     def __init__(self, streamers: Sequence[Streamer], prompts: list[list[int]]) -> None:

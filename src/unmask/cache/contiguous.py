@@ -1,7 +1,8 @@
 """Keys and values in one contiguous tensor per layer: the reference cache, for any device.
 
-What a forward reads is defined by `visible` and `store` alone (docs/architecture.md): slots [0, visible) of its row, minus the
-slots that the window itself overwrites, plus the window under the rule of `layout`. Nothing is ever rolled back.
+What a forward reads is defined by `visible` and `store` alone (docs/architecture.md): slots [0, visible) of its row,
+minus the slots that the window itself overwrites, plus the window under the rule of `layout`. Nothing is ever rolled
+back.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def _or_none(mask: Tensor) -> Tensor | None:
 
 
 class _RunWindow:
-    """Every row stores its window in the same run of slots: write first, then attend to a view of the cache, nothing copied."""
+    """Every row stores its window in the same run of slots: write first, then attend to a view of the cache, nothing
+    copied."""
 
     def __init__(self, cache: ContiguousCache, layout: Layout, seen: Tensor, base: int) -> None:
         self.cache, self.base = cache, base

@@ -1,6 +1,7 @@
 """Autoregressive decoding: one token a forward, the baseline of every speed figure.
 
-Sound for any model whose row of a real token predicts the next one (Qwen, Llama, WeDLM, Fast-dLLM v2, Dream under a causal mask).
+Sound for any model whose row of a real token predicts the next one (Qwen, Llama, WeDLM, Fast-dLLM v2, Dream under a
+causal mask).
 
     unmask generate nano-ar "..." --method autoregressive
 """

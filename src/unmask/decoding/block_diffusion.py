@@ -1,10 +1,11 @@
 """Block diffusion: one block at a time, bidirectional inside, exact cache of the blocks before.
 
-Papers: "Block Diffusion: Interpolating Between Autoregressive and Diffusion Language Models" (BD3-LM, arXiv 2503.09573) and "SDAR"
-(arXiv 2510.06303; official code JetAstra/SDAR). Follows SDAR's evaluation code for greedy decoding: the confidence is the
-probability before top-k and top-p, known tokens of a partial first block are kept. On purpose different: `entropy_bounded` uses the
-entropy of the distribution (the script reads an undefined variable), temperature 0 is greedy rather than a division by zero, and a
-step never overwrites a known token when fewer masks are left than its quota.
+Papers: "Block Diffusion: Interpolating Between Autoregressive and Diffusion Language Models" (BD3-LM, arXiv
+2503.09573) and "SDAR" (arXiv 2510.06303; official code JetAstra/SDAR). Follows SDAR's evaluation code for greedy
+decoding: the confidence is the probability before top-k and top-p, known tokens of a partial first block are kept. On
+purpose different: `entropy_bounded` uses the entropy of the distribution (the script reads an undefined variable),
+temperature 0 is greedy rather than a division by zero, and a step never overwrites a known token when fewer masks are
+left than its quota.
 
     unmask generate JetLM/SDAR-4B-Chat "..." --method block_diffusion --set threshold=0.9
 """
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, extend, option, register, resolve, round_up
-from unmask.decoding.sampling import Scores, ScoreRule
+from unmask.decoding.method import Method, extend, need_mask, option, register, resolve, round_up
+from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.decoding.select import EntropyBounded, Leftmost, Rule, Static, Threshold
 from unmask.errors import UnmaskError
 
@@ -38,7 +39,8 @@ STRATEGIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class BlockState(State):
-    """start [B]: first position of the block in work; all slots before it are permanent. round [B]: forwards spent on the block."""
+    """start [B]: first position of the block in work; all slots before it are permanent. round [B]: forwards spent on
+    the block."""
 
     start: Tensor
     round: Tensor
@@ -50,20 +52,28 @@ class BlockDiffusion(Method[BlockState]):
     """Blocks at absolute multiples of `block_size`; a finished block gets one more forward that stores its K/V."""
 
     block_size: int | None = option(None, "tokens a block; None: as trained", alias=("block_length",), low=1)
-    steps: int | None = option(None, "forwards planned a block; None: one token each", alias=("denoising_steps",), low=1)
-    strategy: str = option("dynamic", "which positions are committed", alias=("remasking_strategy",), choices=STRATEGIES)
+    steps: int | None = option(
+        None, "forwards planned a block; None: one token each", alias=("denoising_steps",), low=1
+    )
+    strategy: str = option(
+        "dynamic", "which positions are committed", alias=("remasking_strategy",), choices=STRATEGIES
+    )
     threshold: float = option(
         0.9, "confidence above which dynamic commits (strict)", alias=("confidence_threshold",), low=0.0
     )
-    entropy_bound: float = option(0.1, "summed entropy in nats allowed a forward", alias=("eb_threshold", "gamma"), low=0.0)
-    confidence: str = option("raw", "probability before (raw) or after (filtered) top-k/top-p", choices=("raw", "filtered"))
+    entropy_bound: float = option(
+        0.1, "summed entropy in nats allowed a forward", alias=("eb_threshold", "gamma"), low=0.0
+    )
+    confidence: str = option(
+        "raw", "probability before (raw) or after (filtered) top-k/top-p", choices=("raw", "filtered")
+    )
 
     def bind(self, family: Family, new_tokens: int) -> BlockDiffusion:
-        if family.mask_id is None:
-            raise UnmaskError(f"block_diffusion: a {family.name} checkpoint has no mask token; use autoregressive")
+        need_mask(self.name, family)
         if family.shift:
             raise UnmaskError(
-                f"block_diffusion: a {family.name} model predicts the next position (token shift); use fast_dllm_v2 or d2f"
+                f"block_diffusion: a {family.name} model predicts the next position (token shift); "
+                "use fast_dllm_v2 or d2f"
             )
         block = resolve(self.block_size, resolve(family.block_size, 4))
         return replace(self, block_size=block, steps=resolve(self.steps, block))
@@ -79,9 +89,7 @@ class BlockDiffusion(Method[BlockState]):
     def score_rule(self, state: BlockState) -> ScoreRule:
         raw = self.confidence == "raw"
         rank = "entropy" if self.strategy == "entropy_bounded" else "prob"
-        return ScoreRule(
-            "raw" if raw else "filtered", rank, filters=("top_k", "top_p"), ban=(state.facts.mask_id,)
-        )
+        return ScoreRule("raw" if raw else "filtered", rank, filters=("top_k", "top_p"), ban=(state.facts.mask_id,))
 
     def rule(self) -> Rule:
         """The selection rule of the strategy."""
@@ -134,7 +142,8 @@ class BlockDiffusion(Method[BlockState]):
         eligible = state.open_at(forward.targets)
         left = steps - state.round.clamp(max=steps)
         even = self.size // steps + (state.round < self.size % steps).long()
-        # A block that is out of planned steps (it began partly filled by nothing else than rounding) takes one a forward.
+        # A block that is out of planned steps (it began partly filled by nothing else than rounding) takes one a
+        # forward.
         quota = torch.where(left > 0, even, 1).clamp(min=1)
         chosen = self.rule()(scores.prob, scores.score, eligible, quota)
         state = state.fill(forward.targets, scores.token, chosen)

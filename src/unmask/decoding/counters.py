@@ -14,8 +14,9 @@ NAMES = tuple(k.name.lower() for k in Kind)
 class Counters:
     """Counts of one request, or sums over several.
 
-    tokens: ids returned, prompt excluded, up to and including the first end token. forwards: model calls by kind, as this row
-    took part in them. seconds: wall-clock time of the decoding, prefill included (of the whole batch the row was in).
+    tokens: ids returned, prompt excluded, up to and including the first end token. forwards: model calls by kind, as
+    this row took part in them. seconds: wall-clock time of the decoding, prefill included (of the whole batch the row
+    was in).
     """
 
     tokens: int = 0

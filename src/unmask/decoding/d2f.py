@@ -1,10 +1,11 @@
 """D2F: several unfinished blocks in flight, block-causal, with an exact cache of finished ones.
 
-Paper: "Diffusion LLMs Can Do Faster-Than-AR Inference via Discrete Diffusion Forcing" (arXiv 2508.09192; official code
-zhijie-group/Discrete-Diffusion-Forcing). The prompt is one bidirectional block; the block grid starts behind it. A finished block
-is encoded once more inside the next forward, whose keys become permanent: no forward is spent on caching. With token shift the
-first token of the leading block is predicted by the row of the last permanent position, remembered from the forward that committed
-it (the carry row). On purpose different: the mask token is never proposed; rows of a batch are independent.
+Paper: "Diffusion LLMs Can Do Faster-Than-AR Inference via Discrete Diffusion Forcing" (arXiv 2508.09192; official
+code zhijie-group/Discrete-Diffusion-Forcing). The prompt is one bidirectional block; the block grid starts behind it.
+A finished block is encoded once more inside the next forward, whose keys become permanent: no forward is spent on
+caching. With token shift the first token of the leading block is predicted by the row of the last permanent position,
+remembered from the forward that committed it (the carry row). On purpose different: the mask token is never proposed;
+rows of a batch are independent.
 
     unmask generate GSAI-ML/LLaDA-8B-Instruct --adapter SJTU-Deng-Lab/D2F_LLaDA_Instruct_8B_Lora "..." --method d2f
 """
@@ -18,10 +19,9 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, extend, option, register, round_up
-from unmask.decoding.sampling import Scores, ScoreRule
+from unmask.decoding.method import Method, extend, need_mask, option, register, round_up
+from unmask.decoding.sampling import ScoreRule, Scores, rank_of
 from unmask.decoding.select import Threshold
-from unmask.errors import UnmaskError
 from unmask.layout import block_index
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ RANKS = {
 class PipelineState(State):
     """Response blocks of each row, n in all.
 
-    blocks [B]: appended so far. active [B, n]: fully activated (sticky). cached [B]: blocks whose slots are permanent, the prompt
-    before them. carry [B, V]: logits of the last permanent position.
+    blocks [B]: appended so far. active [B, n]: fully activated (sticky). cached [B]: blocks whose slots are
+    permanent, the prompt before them. carry [B, V]: logits of the last permanent position.
     """
 
     blocks: Tensor
@@ -64,23 +64,33 @@ class D2F(Method[PipelineState]):
 
     block_size: int = option(32, "tokens a block, counted from the end of the prompt", low=1)
     add_threshold: float = option(
-        0.1, "filled share of the last block at which a new one is appended", alias=("block_add_threshold",), low=0.0, high=1.0
+        0.1,
+        "filled share of the last block at which a new one is appended",
+        alias=("block_add_threshold",),
+        low=0.0,
+        high=1.0,
     )
     activate_threshold: float = option(
-        0.95, "filled share of its predecessor at which a block may force a token", alias=("decoded_token_threshold",), low=0.0, high=1.0
+        0.95,
+        "filled share of its predecessor at which a block may force a token",
+        alias=("decoded_token_threshold",),
+        low=0.0,
+        high=1.0,
     )
-    threshold: float = option(0.9, "confidence above which a position is committed (strict)", alias=("skip_threshold",), low=0.0)
+    threshold: float = option(
+        0.9, "confidence above which a position is committed (strict)", alias=("skip_threshold",), low=0.0
+    )
     rank: str = option("prob", "which position a forced token takes", alias=("sampling_strategy",), choices=RANKS)
-    max_active_blocks: int | None = option(None, "blocks in flight at most; None: no bound, as the official code", low=1)
+    max_active_blocks: int | None = option(
+        None, "blocks in flight at most; None: no bound, as the official code", low=1
+    )
 
     def bind(self, family: Family, new_tokens: int) -> D2F:
-        if family.mask_id is None:
-            raise UnmaskError(f"d2f: a {family.name} checkpoint has no mask token; use autoregressive")
+        need_mask(self.name, family)
         return self
 
     def score_rule(self, state: PipelineState) -> ScoreRule:
-        name = {"margin": "margin", "entropy": "entropy"}.get(self.rank, "prob")
-        return ScoreRule("filtered", name, filter_greedy=True, ban=(state.facts.mask_id,))
+        return ScoreRule("filtered", rank_of(self.rank), filter_greedy=True, ban=(state.facts.mask_id,))
 
     def limit(self, prompt: int, new_tokens: int) -> int:
         return prompt + round_up(new_tokens, self.block_size)
@@ -138,9 +148,8 @@ class D2F(Method[PipelineState]):
         block = first[:, None] + torch.arange(forward.targets.shape[1] // size, device=begin.device)
         quota = state.active.gather(1, block.clamp(max=state.active.shape[1] - 1)).long()
         eligible = state.open_at(forward.targets)
-        chosen = Threshold(self.threshold)(
-            *(x.reshape(-1, size) for x in (scores.prob, scores.score, eligible)), quota.reshape(-1)
-        ).view(rows, -1)
+        prob, rank, is_open = (x.reshape(-1, size) for x in (scores.prob, scores.score, eligible))
+        chosen = Threshold(self.threshold)(prob, rank, is_open, quota.reshape(-1)).view(rows, -1)
         carry = state.carry
         if state.facts.shift:
             at = (state.prompt + cached * size - begin).clamp(0, scores.logits.shape[1] - 1)

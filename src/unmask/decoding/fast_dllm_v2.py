@@ -1,9 +1,10 @@
 """Fast-dLLM v2: blocks with an exact cache, sub-blocks left to right inside, an optional approximate sub-block cache.
 
-Paper: "Fast-dLLM v2: Efficient Block-Diffusion LLM" (arXiv 2509.26328; official code NVlabs/Fast-dLLM, folder v2, and the checkpoints'
-own modelling file). Every row decides for itself whether it needs a whole block or a sub-block, so a batch equals its rows alone.
-On purpose different from the official batch code: prompts of exactly one block are used, every row gets its bridge token, an end
-token that arrives as a bridge token ends the row, any block size works. The mask token is never proposed.
+Paper: "Fast-dLLM v2: Efficient Block-Diffusion LLM" (arXiv 2509.26328; official code NVlabs/Fast-dLLM, folder v2, and
+the checkpoints' own modelling file). Every row decides for itself whether it needs a whole block or a sub-block, so a
+batch equals its rows alone. On purpose different from the official batch code: prompts of exactly one block are used,
+every row gets its bridge token, an end token that arrives as a bridge token ends the row, any block size works. The
+mask token is never proposed.
 
     unmask generate nano "..." --method fast_dllm_v2 --set threshold=0.9
 """
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, extend, option, register, resolve, round_up
-from unmask.decoding.sampling import Scores, ScoreRule
+from unmask.decoding.method import Method, extend, need_mask, option, register, resolve, round_up
+from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.decoding.select import Threshold
 from unmask.errors import UnmaskError
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SubBlockState(State):
-    """start [B]: first position of the block in work. scratch [B]: the block's slots hold usable keys (of this block, maybe stale)."""
+    """start [B]: first position of the block in work. scratch [B]: the block's slots hold usable keys (of this block,
+    maybe stale)."""
 
     start: Tensor
     scratch: Tensor
@@ -37,24 +39,27 @@ class SubBlockState(State):
 @register("fast_dllm_v2", title="Fast-dLLM v2: Efficient Block-Diffusion LLM", arxiv="2509.26328")
 @dataclass(frozen=True, kw_only=True)
 class FastDLLMv2(Method[SubBlockState]):
-    """Threshold decoding of sub-blocks; a finished block's forward stores its K/V and gives the next block's first token."""
+    """Threshold decoding of sub-blocks; a finished block's forward stores its K/V and gives the next block's first
+    token."""
 
     block_size: int | None = option(None, "tokens a block; None: as trained", alias=("bd_size",), low=1)
     sub_block_size: int = option(8, "tokens a sub-block; must divide the block", alias=("small_block_size",), low=1)
     threshold: float = option(0.9, "confidence above which a position is committed (strict)", low=0.0)
     sub_block_cache: bool = option(
-        False, "reuse the block's keys between forwards (approximate, narrower forwards)", alias=("use_block_cache",)
+        False,
+        "reuse the block's keys between forwards (approximate, narrower forwards)",
+        alias=("use_block_cache",),
     )
     greedy_bridge: bool = option(
         True, "take the first token of a block greedily even when sampling, as the official code does"
     )
 
     def bind(self, family: Family, new_tokens: int) -> FastDLLMv2:
-        if family.mask_id is None:
-            raise UnmaskError(f"fast_dllm_v2: a {family.name} checkpoint has no mask token; use autoregressive")
+        need_mask(self.name, family)
         if not family.shift:
             raise UnmaskError(
-                f"fast_dllm_v2: needs a model with token shift; a {family.name} model predicts in place, use block_diffusion"
+                f"fast_dllm_v2: needs a model with token shift; a {family.name} model predicts in place, "
+                "use block_diffusion"
             )
         block = resolve(self.block_size, resolve(family.block_size, 32))
         sub = min(self.sub_block_size, block)
@@ -105,7 +110,9 @@ class FastDLLMv2(Method[SubBlockState]):
         # A narrow row reads the block's scratch slots too, all but the sub-block's own, which it overwrites.
         seen = torch.where(narrow, state.start + block, state.start)
         targets = first[:, None] + column[:sub]
-        targets = torch.where(waiting[:, None], targets, torch.where(column[:sub] == 0, state.start[:, None] + block, -1))
+        targets = torch.where(
+            waiting[:, None], targets, torch.where(column[:sub] == 0, state.start[:, None] + block, -1)
+        )
         kind = torch.where(narrow, Kind.WINDOW, torch.where(waiting, Kind.DENOISE, Kind.COMMIT))
         return window(
             state,

@@ -31,8 +31,8 @@ class Kind(IntEnum):
 class Facts:
     """What a method must know of the checkpoint.
 
-    mask_id: the token that stands for an open position (-1: the model has none); eos_ids: end tokens, the model's EOS first, then
-    ends of a turn; shift: 1 if the row at position i speaks of token i+1, else 0.
+    mask_id: the token that stands for an open position (-1: the model has none); eos_ids: end tokens, the model's EOS
+    first, then ends of a turn; shift: 1 if the row at position i speaks of token i+1, else 0.
     """
 
     mask_id: int
@@ -44,13 +44,13 @@ class Facts:
 class Forward:
     """One model call for B rows of W window tokens, as tensors of fixed shape.
 
-    tokens [B, W]: ids. layout [B, W]: order, lane, segment (PAD = no token here) and RoPE positions.
-    visible [B]: the leading cache slots the row reads, minus those it overwrites. store [B, W]: the slot a token's K/V goes to, -1 none.
-    rows [B, R]: window columns whose logits are wanted, -1 = the carried row. targets [B, R]: the canvas position each of them
-    speaks of, -1 = column unused. kind [B]: a Kind.
-    carry [B, V]: logits of the last permanent position, remembered from the forward that committed it (token shift).
-    guide [B, W], guide_scale: tokens of the unconditional view and the weight w in zu + (1 + w)(z - zu); doubles the rows.
-    blend [B, W, V]: a distribution to mix into the input embeddings.
+    tokens [B, W]: ids. layout [B, W]: order, lane, segment (PAD = no token here) and RoPE positions. visible [B]: the
+    leading cache slots the row reads, minus those it overwrites. store [B, W]: the slot a token's K/V goes to, -1
+    none. rows [B, R]: window columns whose logits are wanted, -1 = the carried row. targets [B, R]: the canvas
+    position each of them speaks of, -1 = column unused. kind [B]: a Kind. carry [B, V]: logits of the last permanent
+    position, remembered from the forward that committed it (token shift). guide [B, W], guide_scale: tokens of the
+    unconditional view and the weight w in zu + (1 + w)(z - zu); doubles the rows. blend [B, W, V]: a distribution to
+    mix into the input embeddings.
     """
 
     tokens: Tensor
@@ -75,10 +75,11 @@ class Forward:
 class State:
     """The rows being decoded. Methods extend it; every tensor has the rows first.
 
-    canvas [B, N]: token ids, the mask id at open positions. open [B, N]: still to be decided; a mask id inside the prompt is not open.
-    prompt, end, limit [B]: positions [prompt, end) are returned, [prompt, limit) exist (limit is end rounded up to whole blocks).
-    step [B]: forwards since the prefill. done [B]: needs no more. draw: sampling settings of each row.
-    new_tokens, longest: positions returned at most and length of the longest prompt, known on the host.
+    canvas [B, N]: token ids, the mask id at open positions. open [B, N]: still to be decided; a mask id inside the
+    prompt is not open. prompt, end, limit [B]: positions [prompt, end) are returned, [prompt, limit) exist (limit is
+    end rounded up to whole blocks). step [B]: forwards since the prefill. done [B]: needs no more. draw: sampling
+    settings of each row. new_tokens, longest: positions returned at most and length of the longest prompt, known on
+    the host.
     """
 
     facts: Facts
@@ -95,9 +96,7 @@ class State:
 
     def select(self, rows: Tensor) -> Self:
         """Keeps these rows (int64 indices)."""
-        kept = {
-            f.name: value[rows] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        kept = {f.name: value[rows] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, draw=self.draw.select(rows), **kept)
 
     def fill(self, targets: Tensor, tokens: Tensor, accept: Tensor) -> Self:

@@ -1,12 +1,12 @@
-"""The eager loop: prefill, then plan, forward, score, commit until every row is done. The reference for every faster loop.
+"""The eager loop: prefill, then plan, forward, score, commit until every row is done. The reference for every faster
+loop.
 
-It owns what is the same for all methods: the cache, padding and trimming, guidance, counting, ends of rows, traces, and the events
-from which streamers are fed. Finished rows leave the batch at once.
+It owns what is the same for all methods: the cache, padding and trimming, guidance, counting, ends of rows, traces,
+and the events from which streamers are fed. Finished rows leave the batch at once.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -134,9 +134,7 @@ def _used(columns: Tensor) -> int:
     return int(found[-1]) + 1 if len(found) else 0
 
 
-def _forward(
-    model: Transformer, cache: ContiguousCache, method: Method[Any], state: State, forward: Forward
-) -> Scores:
+def _forward(model: Transformer, cache: ContiguousCache, method: Method[Any], state: State, forward: Forward) -> Scores:
     with torch.inference_mode():
         logits = _logits(model, cache, forward).float()
         if forward.carry is not None:
@@ -171,18 +169,18 @@ def _not_finite(model: Transformer, cache: ContiguousCache, forward: Forward, lo
     if found is None:
         row, column = ((~logits.isfinite()).any(-1) & (forward.targets >= 0)).nonzero()[0].tolist()
         position = int(forward.targets[row, column])
-        return UnmaskError(f"logits for position {position} of row {row} are not finite; every layer's input is (check lm_head)")
+        return UnmaskError(
+            f"logits for position {position} of row {row} are not finite, though every layer's input is: check the head"
+        )
     layer, row, column = found
     position = int(forward.layout.positions[row, column])
     return UnmaskError(
-        f"logits are not finite: the input of layer {layer} is already NaN or infinite at position {position} of row {row} "
-        f"(token id {int(forward.tokens[row, column])})"
+        f"logits are not finite: the input of layer {layer} is already NaN or infinite at position {position} "
+        f"of row {row} (token id {int(forward.tokens[row, column])})"
     )
 
 
-def _record(
-    rows: list[Row], before: State, after: State, forward: Forward, scores: Scores, trace: bool
-) -> None:
+def _record(rows: list[Row], before: State, after: State, forward: Forward, scores: Scores, trace: bool) -> None:
     """Counts the forward for each row that had a token in it, and notes what it fixed."""
     took_part = forward.valid.any(-1).tolist()
     kinds = forward.kind.tolist()
@@ -194,9 +192,7 @@ def _record(
             row.counters.forwards[NAMES[kinds[i]]] += 1
 
 
-def _trace_step(
-    i: int, number: int, before: State, after: State, forward: Forward, scores: Scores
-) -> TraceStep:
+def _trace_step(i: int, number: int, before: State, after: State, forward: Forward, scores: Scores) -> TraceStep:
     fixed = (before.open[i] & ~after.open[i]).nonzero()[:, 0]
     prompt = int(before.prompt[i])
     target = forward.targets[i].tolist()
@@ -214,9 +210,7 @@ def _trace_step(
     )
 
 
-def _drop_done(
-    out: list[Row], numbers: list[int], state: State, cache: ContiguousCache
-) -> tuple[list[int], State]:
+def _drop_done(out: list[Row], numbers: list[int], state: State, cache: ContiguousCache) -> tuple[list[int], State]:
     done = state.done.tolist()
     if not any(done):
         return numbers, state

@@ -1,10 +1,11 @@
 """Masked diffusion over the whole canvas: the vanilla samplers of LLaDA and Dream.
 
-Papers: "Large Language Diffusion Models" (LLaDA, arXiv 2502.09992; official code ML-GSAI/LLaDA) and "Dream 7B" (arXiv 2508.15487;
-the sampler published with the checkpoint). They share everything but the count of positions a step commits: `schedule` "even" splits
-each block's masks evenly over its steps (LLaDA), "timestep" follows Dream's time grid over the whole canvas, whose first forward of
-an N-step run commits nothing. Confidences are LLaDA's raw or Dream's filtered ones accordingly. On purpose different: both EOS options
-act at every temperature, guidance needs no attention mask, ties go to the lowest position.
+Papers: "Large Language Diffusion Models" (LLaDA, arXiv 2502.09992; official code ML-GSAI/LLaDA) and "Dream 7B" (arXiv
+2508.15487; the sampler published with the checkpoint). They share everything but the count of positions a step
+commits: `schedule` "even" splits each block's masks evenly over its steps (LLaDA), "timestep" follows Dream's time
+grid over the whole canvas, whose first forward of an N-step run commits nothing. Confidences are LLaDA's raw or
+Dream's filtered ones accordingly. On purpose different: both EOS options act at every temperature, guidance needs no
+attention mask, ties go to the lowest position.
 
     unmask generate GSAI-ML/LLaDA-8B-Instruct "..." --method masked --set block_size=32
 """
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, option, register, resolve
-from unmask.decoding.sampling import Scores, ScoreRule, uniform
+from unmask.decoding.method import Method, need_mask, option, register, resolve
+from unmask.decoding.sampling import ScoreRule, Scores, rank_of, uniform
 from unmask.decoding.select import best
 from unmask.errors import UnmaskError
 
@@ -46,10 +47,14 @@ class Masked(Method[State]):
     cached = False
 
     steps: int | None = option(None, "forwards in all; None: one for each token", low=1)
-    block_size: int | None = option(None, "semi-autoregressive blocks; None: the whole canvas", alias=("block_length",), low=1)
+    block_size: int | None = option(
+        None, "semi-autoregressive blocks; None: the whole canvas", alias=("block_length",), low=1
+    )
     algorithm: str = option("confidence", "what ranks positions", alias=("remasking", "alg"), choices=ALGORITHMS)
     schedule: str | None = option(
-        None, "how many positions a step commits; None: even for LLaDA, timestep for Dream", choices=("even", "timestep")
+        None,
+        "how many positions a step commits; None: even for LLaDA, timestep for Dream",
+        choices=("even", "timestep"),
     )
     eps: float = option(1e-3, "end of the time grid (timestep)", low=0.0, high=1.0)
     algorithm_temperature: float = option(0.0, "randomness of the order (timestep)", alias=("alg_temp",), low=0.0)
@@ -58,17 +63,18 @@ class Masked(Method[State]):
     eos_last: bool = option(False, "commit end tokens last", alias=("confidence_eos_eot_inf",))
 
     def bind(self, family: Family, new_tokens: int) -> Masked:
-        if family.mask_id is None:
-            raise UnmaskError(f"masked: a {family.name} checkpoint has no mask token; use autoregressive")
+        need_mask(self.name, family)
         if family.attention != "full":
             raise UnmaskError(
-                f"masked: a {family.name} model was trained with {family.attention} attention, this method shows it the whole canvas; "
-                "use block_diffusion or fast_dllm_v2"
+                f"masked: a {family.name} model was trained with {family.attention} attention, this method shows it "
+                "the whole canvas; use block_diffusion or fast_dllm_v2"
             )
-        timed = resolve(self.schedule, "timestep" if family.shift else "even") == "timestep"
+        timed = bool(family.shift) if self.schedule is None else self.schedule == "timestep"
         block, steps = resolve(self.block_size, new_tokens), resolve(self.steps, new_tokens)
         if timed and block != new_tokens:
-            raise UnmaskError(f"masked: schedule timestep works on the whole canvas; block_size {block} needs schedule even")
+            raise UnmaskError(
+                f"masked: schedule timestep works on the whole canvas; block_size {block} needs schedule even"
+            )
         if new_tokens % block:
             raise UnmaskError(f"masked: block_size {block} does not divide max_new_tokens {new_tokens}")
         if steps % (new_tokens // block):
@@ -83,10 +89,9 @@ class Masked(Method[State]):
     def score_rule(self, state: State) -> ScoreRule:
         eos = state.facts.eos_ids
         timed = self.schedule == "timestep"
-        rank = {"margin": "margin", "entropy": "entropy"}.get(self.algorithm, "prob")
         return ScoreRule(
             "filtered" if timed else "raw",
-            rank,
+            rank_of(self.algorithm),
             filter_greedy=timed,
             ban=(state.facts.mask_id, *(eos[:1] if self.ban_eos else ())),
             ban_confidence=eos if self.eos_last else eos[:1] if self.ban_eos else (),

@@ -1,8 +1,8 @@
 """The contract of a decoding method, and the registry of methods.
 
-A method is a frozen dataclass of its paper's options with pure batched functions `start`, `prefill`, `plan` and `commit`. It sees
-no model and no cache, loops over no rows and reads nothing back to the host, so the same object runs in the eager loop and inside
-a captured GPU graph.
+A method is a frozen dataclass of its paper's options with pure batched functions `start`, `prefill`, `plan` and
+`commit`. It sees no model and no cache, loops over no rows and reads nothing back to the host, so the same object
+runs in the eager loop and inside a captured GPU graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from unmask.decoding.forward import Forward, S, State
-from unmask.decoding.sampling import Scores, ScoreRule
+from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.errors import UnmaskError, unknown
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def option(
 class Method(Generic[S]):
     """Base of all methods.
 
-    Class attributes: name, title (of the paper) and arxiv are set by `register`; `cached` says whether K/V slots are needed.
+    Class attributes: name, title (of the paper) and arxiv are set by `register`; `cached` says whether K/V slots are
+    needed.
     """
 
     name: ClassVar[str] = ""
@@ -169,10 +170,25 @@ def describe(cls: type[Method[Any]]) -> list[dict[str, Any]]:
         meta = f.metadata
         allowed = sorted(set(meta["choices"].values())) if isinstance(meta["choices"], dict) else list(meta["choices"])
         out.append(
-            {"name": f.name, "default": default, "help": meta["help"], "alias": list(meta["alias"]), "choices": allowed}
+            {
+                "name": f.name,
+                "default": default,
+                "help": meta["help"],
+                "alias": list(meta["alias"]),
+                "choices": allowed,
+            }
             | {"low": meta["low"], "high": meta["high"]}
         )
     return out
+
+
+def need_mask(method: str, family: Family) -> None:
+    """Refuses checkpoints without a mask token."""
+    if family.mask_id is not None:
+        return
+    if family.attention == "causal":
+        raise UnmaskError(f"{method}: a {family.name} checkpoint has no mask token; use autoregressive")
+    raise UnmaskError(f"{method}: this {family.name} checkpoint names no mask token; load it with mask_token_id=...")
 
 
 def resolve(value: int | None, fallback: int) -> int:

@@ -1,7 +1,7 @@
 """From logits to scores: which token each asked row proposes, and how sure it is.
 
-All of it is a batched function of tensors. Random numbers are a hash of (seed, forward, position): a request draws the same tokens
-alone, in any batch and on any device.
+All of it is a batched function of tensors. Random numbers are a hash of (seed, forward, position): a request draws
+the same tokens alone, in any batch and on any device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class ScoreRule:
     """How a method wants its scores made.
 
     Args:
-        confidence: "filtered" takes probabilities after temperature and top-p/top-k (Dream, D2F, Fast-dLLM v2, SDAR's script),
+        confidence: "filtered" takes probabilities after temperature and top-p/top-k (Dream, D2F, Fast-dLLM v2, SDAR's
+        script),
             "raw" takes those of the untouched logits (LLaDA, SDAR's evaluation).
         rank: what `Scores.score` is: the probability, the margin between the two best, or the negative entropy in nats.
         filter_greedy: apply top-p/top-k to the confidences at temperature 0 too (Dream and D2F do).
@@ -63,6 +64,11 @@ class Scores:
     prob: Tensor
     score: Tensor
     logits: Tensor
+
+
+def rank_of(name: str) -> Rank:
+    """What `ScoreRule.rank` is for a method's option; options that rank otherwise need the probability alone."""
+    return "margin" if name == "margin" else "entropy" if name == "entropy" else "prob"
 
 
 def _signed(x: int) -> int:
@@ -155,9 +161,9 @@ def score(logits: Tensor, rule: ScoreRule, draw: Draw, step: Tensor, targets: Te
     if stochastic:
         # The filters may have left nothing but a banned id; then the best allowed token is taken.
         pool = _without(warm, rule.ban)
-        empty = torch.isinf(pool).all(-1, keepdim=True)
-        drawn = _sample(torch.where(empty, allowed, pool), uniform(draw.seed, step, targets))
-        token = torch.where(hot[:, None], drawn, greedy)
+        empty = torch.isinf(pool).all(-1)
+        drawn = _sample(torch.where(empty[..., None], allowed, pool), uniform(draw.seed, step, targets))
+        token = torch.where(hot[:, None] & ~empty, drawn, greedy)
     basis = logits if rule.confidence == "raw" else warm
     probs = _without(basis, rule.ban_confidence).softmax(-1)
     prob = probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)

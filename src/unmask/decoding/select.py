@@ -1,7 +1,7 @@
 """Selection rules: which open positions of a window are committed after a forward.
 
-A rule is a frozen object called with batched tensors; it knows nothing of windows, caches or models. All rules rank by `score`,
-take ties at the lowest position, and never choose a position that is not eligible.
+A rule is a frozen object called with batched tensors; it knows nothing of windows, caches or models. All rules rank
+by `score`, take ties at the lowest position, and never choose a position that is not eligible.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Rule(Protocol):
 
 
 def rank(score: Tensor, eligible: Tensor) -> Tensor:
-    """The rank of each position among the eligible ones of its row, best first: int64 [B, R]; ineligible ones come last."""
+    """The rank of each position among the eligible ones of its row, best first: int64 [B, R]; ineligible ones come
+    last."""
     # `stable` takes the lowest position on ties. Eligible scores of -inf must still precede ineligible ones.
     by_score = score.masked_fill(~eligible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     by_both = eligible.gather(-1, by_score).int().argsort(dim=-1, descending=True, stable=True)
@@ -63,8 +64,8 @@ class Leftmost:
 class Threshold:
     """All positions above `tau` if these are at least `quota`, else the `quota` best.
 
-    Quota 1 is Fast-dLLM v2's rule (the best position always goes), quota q is SDAR's dynamic strategy, quota 0 is a semi-activated
-    block of D2F (nothing forced).
+    Quota 1 is Fast-dLLM v2's rule (the best position always goes), quota q is SDAR's dynamic strategy, quota 0 is a
+    semi-activated block of D2F (nothing forced).
 
     Args:
         tau: the threshold on the confidence.

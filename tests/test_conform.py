@@ -1,0 +1,51 @@
+"""The recorded vectors of the official codes, all of them, through the same program that users run."""
+
+from __future__ import annotations
+
+import pytest
+
+from conform import conform
+from conftest import GOLDEN
+
+OUTCOMES = {o.name: o for o in conform(GOLDEN)}
+BUILT = {
+    "ar-causal.jsonl": 18,
+    "d2f-dream.jsonl": 20,
+    "d2f-llada.jsonl": 18,
+    "fast-dllm-v2-batch-block.jsonl": 5,
+    "fast-dllm-v2-block.jsonl": 30,
+    "sdar-block.jsonl": 32,
+    "vanilla-dream.jsonl": 21,
+    "vanilla-llada.jsonl": 18,
+}
+
+
+@pytest.mark.parametrize("name", sorted(OUTCOMES))
+def test_every_required_vector_passes(name):
+    assert not OUTCOMES[name].not_built
+    assert OUTCOMES[name].failures == []
+    assert OUTCOMES[name].passed > 0
+
+
+@pytest.mark.parametrize("name", sorted(BUILT))
+def test_no_vector_file_lost_a_case(name):
+    assert OUTCOMES[name].passed == BUILT[name]
+
+
+def test_a_wrong_token_is_reported_with_its_forward(tmp_path):
+    line = (GOLDEN / "d2f-llada.jsonl").read_text().splitlines()[0]
+    (tmp_path / "models").symlink_to(GOLDEN / "models")
+    (tmp_path / "d2f-llada.jsonl").write_text(line.replace("[18],[172]", "[18],[171]"))
+    (outcome,) = conform(tmp_path)
+    assert outcome.passed == 0
+    assert "first differing forward" in outcome.failures[0]
+    (tmp_path / "d2f-llada.jsonl").write_text(line.replace('"forwards":13', '"forwards":12'))
+    assert "forwards: expected 12, got 13" in conform(tmp_path)[0].failures[0]
+
+
+def test_files_of_methods_that_are_not_built_are_listed_and_not_passed(tmp_path):
+    (tmp_path / "some-new-method.jsonl").write_text("{}\n")
+    (outcome,) = conform(tmp_path)
+    assert outcome.not_built
+    assert outcome.passed == 0
+    assert "not built" in outcome.line()
