@@ -47,7 +47,7 @@ DENSE = (
 
 
 class PlainAttention(DenseAttention):
-    """Dense attention with the plain kernel under a mask, which is what the official codes ran: kernels differ in rounding."""
+    """Dense attention with the plain kernel under a mask, as the official codes ran it: kernels round differently."""
 
     def __call__(self, layer: int, q_BHWD: Tensor, k_BGWD: Tensor, v_BGWD: Tensor) -> Tensor:
         if bool(self.mask.all()):
