@@ -1,0 +1,44 @@
+"""The registry of training recipes: one file per paper, the name in a config is the file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from unmask.errors import UnmaskError, unknown
+from unmask.training.recipes.autoregressive import Autoregressive
+from unmask.training.recipes.base import Recipe
+from unmask.training.recipes.fast_dllm_v2 import FastDllmV2
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "autoregressive": Autoregressive,
+    "fast_dllm_v2": FastDllmV2,
+}
+_OPTIONS = {"autoregressive": fields(Autoregressive), "fast_dllm_v2": fields(FastDllmV2)}
+
+
+def make_recipe(options: Mapping[str, Any], mask_id: int | None = None) -> Recipe:
+    """The recipe `options["name"]` with the other entries as its options.
+
+    Args:
+        options: the `recipe` entry of a config.
+        mask_id: the tokenizer's mask token, for recipes that need one and are given none.
+
+    Raises:
+        UnmaskError: unknown name or option, or a missing one.
+    """
+    given = dict(options)
+    name = given.pop("name", None)
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    known = {f.name: f for f in _OPTIONS[name]}
+    for option in given:
+        if option not in known:
+            raise unknown(f"option of recipe {name!r}", option, known)
+    if "mask_id" in known and mask_id is not None:
+        given.setdefault("mask_id", mask_id)
+    missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
+    if missing:
+        raise UnmaskError(f"recipe {name!r} needs the option {missing[0]!r}")
+    return RECIPES[name](**given)

@@ -1,0 +1,112 @@
+"""Fast-dLLM v2: from an autoregressive model to block diffusion (arXiv 2509.26328, github.com/NVlabs/Fast-dLLM v2/).
+
+Each row is seen as [noisy ; clean]: a noisy block sees itself and the clean blocks before it, so one forward
+trains every block of the row. Two views mask complementary tokens, so that every answer token is predicted once.
+The logits of noisy row i-1 predict token i; weight 1, no 1/t.
+
+What differs from the official code, on purpose:
+- packed samples do not see each other and their positions restart (`isolate`; False gives the official rows);
+- the end token's input embedding gets its gradient (official: none, by its padding index);
+- `clean_weight` can also train the clean half's row before each block, which gives the bridge token when
+  decoding and which the paper never trains on clean input.
+
+    python -m unmask.training configs/nano/fast_dllm_v2.yaml
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from unmask.errors import UnmaskError, unknown
+from unmask.layout import Layout, doubled
+from unmask.training.noise import Noise
+from unmask.training.recipes.base import IGNORE, Batch, View, previous_row_targets
+
+Weight = Literal["one", "inverse"]
+_LEVEL, _TOKEN = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class FastDllmV2:
+    """The recipe's options."""
+
+    mask_id: int
+    """Token id of the mask."""
+    block_size: int = 32
+    eps: float = 1e-3
+    """Smallest mask probability: p = (1 - eps) t + eps with t uniform in [0, 1), one t for each block."""
+    complementary: bool = True
+    """Add the view that masks what the first one shows."""
+    weight: Weight = "one"
+    """"one": the paper's. "inverse": 1 / mask probability of the view, the likelihood bound (BD3-LM, SDAR)."""
+    clean_weight: float = 0.0
+    """Weight of the first token of each block predicted from the clean block before it (the bridge token)."""
+    isolate: bool = True
+    """Packed samples do not see each other and positions restart; False: the official running row."""
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise UnmaskError(f"block_size must be at least 1, got {self.block_size}")
+        if self.weight not in get_args(Weight):
+            raise unknown("weight", self.weight, get_args(Weight))
+
+    @property
+    def block(self) -> int:
+        return self.block_size
+
+    def views(self, batch: Batch, noise: Noise) -> View:
+        p_BL = self.mask_probability(batch, noise)
+        masked_BL = noise.uniform(_TOKEN, batch.sample, batch.positions) < p_BL
+        return self.views_of(batch, masked_BL, p_BL)
+
+    def mask_probability(self, batch: Batch, noise: Noise) -> Tensor:
+        """p of every token, [B, L]: drawn once for each block."""
+        first = slice(None, None, self.block_size)
+        t = noise.uniform(_LEVEL, batch.sample[:, first], batch.positions[:, first])
+        p = (1 - self.eps) * t + self.eps
+        return p.repeat_interleave(self.block_size, dim=1)
+
+    def views_of(self, batch: Batch, masked_BL: Tensor, p_BL: Tensor) -> View:
+        """The view(s) of given noise: `masked_BL` (bool) is what the first view masks where there is a label."""
+        maskable = batch.labels != IGNORE
+        masks = [masked_BL & maskable]
+        levels = [p_BL]
+        if self.complementary:
+            masks.append(~masked_BL & maskable)
+            levels.append((1 - p_BL).clamp_min(self.eps))
+        noisy = torch.cat([torch.where(m, self.mask_id, batch.tokens) for m in masks])
+        noisy_targets = torch.cat([previous_row_targets(batch, m) for m in masks])
+        weights = torch.cat([self._weights(p, len(masks)) for p in levels])
+        clean_targets = torch.full_like(noisy_targets, IGNORE)
+        if self.clean_weight:
+            # Both views hold the same clean half, so one of them is enough.
+            clean_targets[: len(batch.tokens)] = self._bridge_targets(batch, maskable)
+        return View(
+            tokens=torch.cat([noisy, batch.tokens.repeat(len(masks), 1)], dim=1),
+            layout=self._layout(batch, len(masks)),
+            targets=torch.cat([noisy_targets, clean_targets], dim=1),
+            weights=torch.cat([weights, torch.full_like(weights, self.clean_weight)], dim=1),
+            normaliser=int((noisy_targets != IGNORE).sum()),
+        )
+
+    def _weights(self, p_BL: Tensor, views: int) -> Tensor:
+        """Weights of row i-1, so shifted like the targets."""
+        if self.weight == "one":
+            return torch.ones_like(p_BL)
+        return torch.roll(1 / (views * p_BL), -1, dims=1)
+
+    def _bridge_targets(self, batch: Batch, maskable: Tensor) -> Tensor:
+        """First tokens of blocks, at the last row of the block before. Any other clean row would see its target."""
+        index = torch.arange(batch.tokens.shape[1])
+        return previous_row_targets(batch, maskable & (index % self.block_size == 0))
+
+    def _layout(self, batch: Batch, views: int) -> Layout:
+        layout = doubled(batch.tokens.shape[1], self.block_size)
+        if not self.isolate:
+            return layout
+        segment, positions = (x.repeat(views, 2) for x in (batch.segment, batch.positions))
+        return replace(layout.batch(len(segment)), segment=segment, positions=positions)

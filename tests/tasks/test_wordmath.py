@@ -1,0 +1,143 @@
+"""The word problems are right, repeatable, well formed, and the splits share nothing."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from unmask.errors import UnmaskError
+from unmask.tasks import get_task, wordmath
+from unmask.tasks.wordmath.grammar import POOLS, Noun, plural
+
+EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+FROZEN_QUESTION = (
+    "Jack has 40 marbles. Victor has 9 more than Jack. Wendy has 3 times as many as Victor. "
+    "How many marbles do they have in total?"
+)
+FROZEN_SOLUTION = """Victor's marbles: 40 + 9 = 49 marbles.
+Wendy's marbles: 49 * 3 = 147 marbles.
+Jack and Victor together: 40 + 49 = 89 marbles.
+All three: 89 + 147 = 236 marbles.
+#### 236"""
+NOUNS = {n.one for pool in POOLS.values() for n in pool} - {"fish", "sheep"}
+
+
+@pytest.fixture(scope="module")
+def train():
+    return list(wordmath.generate("train", 20_000))
+
+
+@pytest.fixture(scope="module")
+def test():
+    return list(wordmath.generate("test", 3_000))
+
+
+def calculate(left: int, operator: str, right: int) -> int:
+    if operator == "/":
+        assert left % right == 0
+    return {"+": left + right, "-": left - right, "*": left * right, "/": left // max(right, 1)}[operator]
+
+
+def test_problems_depend_on_split_seed_and_index_alone():
+    first, again = list(wordmath.generate("train", 30)), list(wordmath.generate("train", 10, start=20))
+    assert first[20:] == again
+    assert first[0] != next(wordmath.generate("train", 1, seed=1))
+    assert first[0] != next(wordmath.generate("validation", 1))
+
+
+def test_a_frozen_example_stays_the_same_on_every_python_version():
+    problem = next(wordmath.generate("test", 1, seed=7))
+    assert problem.question == FROZEN_QUESTION
+    assert problem.solution == FROZEN_SOLUTION
+
+
+def test_splits_share_no_question(train, test):
+    validation = {p.question for p in wordmath.generate("validation", 1_000)}
+    questions = {p.question for p in train}
+    assert questions.isdisjoint(p.question for p in test)
+    assert questions.isdisjoint(validation)
+    assert validation.isdisjoint(p.question for p in test)
+    assert len(questions) > 0.99 * len(train)
+
+
+def test_every_equation_is_right_and_the_last_one_is_the_answer(train, test):
+    for problem in train + test:
+        equations = EQUATION.findall(problem.solution)
+        assert len(equations) == problem.steps == problem.solution.count("\n")
+        for left, operator, right, result in equations:
+            assert calculate(int(left), operator, int(right)) == int(result)
+        assert problem.answer == int(equations[-1][3]) == wordmath.extract_answer(problem.solution)
+        assert wordmath.check(problem, problem.solution)
+
+
+def test_numbers_and_step_counts_stay_in_range(train):
+    assert {p.steps for p in train} == {2, 3, 4, 5}
+    assert all(1 <= int(n) <= 9999 for p in train for n in re.findall(r"\d+", p.question + p.solution))
+
+
+def test_every_number_of_a_solution_comes_from_the_question_or_an_earlier_step(train):
+    known_to_all = {"2", "3", "4", "5", "7", "10", "12", "60", "100", "1000"}
+    for problem in train:
+        known = set(re.findall(r"\d+", problem.question)) | known_to_all
+        for left, _, right, result in EQUATION.findall(problem.solution):
+            assert {left, right} <= known, problem
+            known.add(result)
+
+
+def test_nouns_agree_with_their_numbers(train, test):
+    for problem in train[:5000] + test:
+        text = problem.question + "\n" + problem.solution
+        assert "{" not in text and "[" not in text and "|" not in text
+        assert text[0].isupper() or text[0].isdigit()
+        assert not re.search(r"\b[Aa] [aeiou]", text.replace("a uni", "")), problem
+        for number, noun in re.findall(r"(?<![\d$])\b(\d+) ((?:[a-z]+ )?[a-z]+)", text):
+            if noun in NOUNS:
+                assert number == "1", problem
+            if number == "1":
+                assert noun.split()[0] not in {plural(n) for n in NOUNS | {"week", "hour", "day", "egg"}}
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [("box", "boxes"), ("daisy", "daisies"), ("toy", "toys"), ("loaf", "loaves"), ("brush", "brushes")]
+    + [
+        ("fish", "fish"),
+        ("apple tree", "apple trees"),
+        ("child", "children"),
+        ("tomato", "tomatoes"),
+        ("bus", "buses"),
+    ],
+)
+def test_plurals(one, many):
+    assert plural(one) == many
+    assert (Noun(one).count(1), Noun(one).count(2)) == (one, many)
+
+
+def test_every_template_occurs_and_held_out_ones_only_outside_training(train, test):
+    seen = Counter(p.template for p in train)
+    held = {t.name for t in wordmath.HELD_OUT}
+    assert set(seen) == {t.name for t in wordmath.TEMPLATES}
+    assert not held & set(seen)
+    assert not any(p.held_out for p in train)
+    assert held <= {p.template for p in test}
+    assert 0.01 < sum(p.held_out for p in test) / len(test) < 0.03
+    assert all(p.held_out for p in wordmath.generate("unseen", 200))
+
+
+def test_template_names_are_unique_and_there_are_many():
+    names = [t.name for t in wordmath.TEMPLATES + wordmath.HELD_OUT]
+    assert len(names) == len(set(names)) >= 60
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"), [("so #### 12", 12), ("####7 #### 8", 7), ("12", None), ("#### twelve", None)]
+)
+def test_answers_are_read_behind_the_marker(text, answer):
+    assert wordmath.extract_answer(text) == answer
+
+
+def test_unknown_names_are_refused_with_the_nearest_one():
+    with pytest.raises(UnmaskError, match="did you mean 'wordmath'"):
+        get_task("wordmth")
+    with pytest.raises(UnmaskError, match="did you mean 'train'"):
+        wordmath.generate("trian", 1)  # pyright: ignore[reportArgumentType]

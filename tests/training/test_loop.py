@@ -1,0 +1,167 @@
+"""The loop: learns, does not care how a step is cut, resumes exactly, leaves a checkpoint that loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from unmask.models.checkpoint import load_model
+from unmask.training.config import from_mapping
+from unmask.training.loop import prefetch, rate, run
+from unmask.training.plot import draw, read_log
+
+TOKENIZER = Path(__file__).parents[2] / "configs" / "nano" / "tokenizer"
+NANO = json.loads((TOKENIZER.parent / "model" / "config.json").read_text())
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+DIFFUSION = {"name": "fast_dllm_v2", "block_size": 16, "clean_weight": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A config for a tiny model, by name of its output folder."""
+    model = tmp_path / "config.json"
+    model.write_text(json.dumps({**NANO, **SMALL}))
+
+    def config(name, **changes):
+        values = {
+            "recipe": {"name": "autoregressive"},
+            "model": str(model),
+            "tokenizer": str(TOKENIZER),
+            "output": str(tmp_path / name),
+            "problems": 120,
+            "row_tokens": 192,
+            "rows_per_step": 8,
+            "rows_per_forward": 8,
+            "steps": 4,
+            "learning_rate": 5e-3,
+            "warmup_steps": 2,
+            "eval_problems": 12,
+            "eval_every": 100,
+            "log_every": 1,
+            "workers": 1,
+            "dtype": "float32",
+            "fill_end": changes.get("recipe", {}).get("name") == "fast_dllm_v2",
+            **changes,
+        }
+        return from_mapping({k: v for k, v in values.items() if v is not None})
+
+    return config
+
+
+def weights(config):
+    return load_model(config.output).model.state_dict()
+
+
+def losses(config):
+    return [e["loss"] for e in read_log(Path(config.output) / "log.jsonl") if "loss" in e]
+
+
+@pytest.mark.parametrize("recipe", [{"name": "autoregressive"}, DIFFUSION], ids=["ar", "diffusion"])
+def test_a_few_steps_lower_the_loss(make, recipe):
+    config = make("run", recipe=recipe, steps=25)
+    figures = run(config)
+    assert losses(config)[0] == pytest.approx(7.8, abs=0.3)
+    assert losses(config)[-1] < 4.6
+    assert figures["step"] == 25 and figures["validation_loss"] < 4.8
+
+
+@pytest.mark.parametrize("recipe", [{"name": "autoregressive"}, DIFFUSION], ids=["ar", "diffusion"])
+def test_one_forward_of_eight_rows_equals_two_of_four_and_eight_of_one(make, recipe):
+    states = []
+    for size in (8, 4, 1):
+        config = make(f"rows{size}", recipe=recipe, rows_per_forward=size, steps=2)
+        run(config)
+        states.append((weights(config), losses(config)))
+    for state, loss in states[1:]:
+        assert loss == pytest.approx(states[0][1], rel=1e-4)
+        for name, tensor in states[0][0].items():
+            # Adam divides by the gradient's size, so rounding shows where a gradient is next to nothing.
+            assert (tensor - state[name]).abs().mean() < 1e-5, name
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(make):
+    recipe = {"name": "fast_dllm_v2", "block_size": 16}
+    through = make("through", recipe=recipe, steps=12, schedule="constant")
+    run(through)
+    run(make("stopped", recipe=recipe, steps=9, schedule="constant", save_every=9))
+    resumed = make("stopped", recipe=recipe, steps=12, schedule="constant", resume=True)
+    run(resumed)
+    assert losses(resumed) == losses(through)
+    for name, tensor in weights(through).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_a_conversion_starts_from_the_checkpoint_and_writes_one_the_family_reads(make):
+    base = make("base", steps=3)
+    run(base)
+    changes = {
+        "architectures": ["Fast_dLLM_QwenForCausalLM"],
+        "model_type": "Fast_dLLM_Qwen",
+        "bd_size": 16,
+        "mask_token_id": 3,
+    }
+    options = {"recipe": DIFFUSION, "model": None, "init": base.output, "config_changes": changes}
+    config = make("converted", **options, mask_init="mean", learning_rate=0.0, dtype="bfloat16")
+    run(config)
+    loaded = load_model(config.output)
+    assert (loaded.family.name, loaded.family.mask_id, loaded.family.block_size) == ("fast-dllm-v2", 3, 16)
+    assert loaded.family.eos_ids == (2,)
+    before, after = weights(base), loaded.model.state_dict()
+    for name, tensor in before.items():
+        if name == "model.embed_tokens.weight":
+            mask = torch.arange(len(tensor)) == 3
+            torch.testing.assert_close(after[name][3], tensor[~mask].mean(0), atol=1e-3, rtol=1e-2)
+            tensor, after[name] = tensor[~mask], after[name][~mask]
+        torch.testing.assert_close(after[name], tensor, atol=1e-3, rtol=1e-2)
+
+
+def test_the_schedule_warms_up_and_falls(make):
+    config = make("x", learning_rate=1.0, warmup_steps=10, final_rate=0.1)
+    assert rate(config, 0, 0.0) == pytest.approx(0.1)
+    assert rate(config, 9, 0.0) == pytest.approx(1.0)
+    assert rate(config, 50, 0.5) == pytest.approx(0.55)
+    assert rate(config, 99, 1.0) == pytest.approx(0.1)
+    assert rate(make("x", schedule="constant", learning_rate=1.0), 50, 0.9) == 1.0
+
+
+def test_a_time_limit_ends_the_run_and_still_saves(make):
+    config = make("short", steps=100_000, max_minutes=0.02)
+    figures = run(config)
+    assert 0 < figures["step"] < 100_000
+    assert load_model(config.output).config.num_layers == 2
+
+
+def test_prefetching_keeps_the_order_and_raises_what_the_thread_raised():
+    assert list(prefetch(iter(range(20)), depth=3)) == list(range(20))
+
+    def broken():
+        yield 1
+        raise RuntimeError("no more")
+
+    items = prefetch(broken(), depth=2)
+    assert next(items) == 1
+    with pytest.raises(RuntimeError, match="no more"):
+        next(items)
+
+
+def test_the_log_can_be_drawn(make, tmp_path):
+    pytest.importorskip("matplotlib")
+    config = make("drawn", steps=2)
+    run(config)
+    draw([Path(config.output) / "log.jsonl"], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
