@@ -25,6 +25,7 @@ from replay import REPLAYS, Case, Replay
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import Checkpoint, load_model
 from vectors_logits import check_logits
+from vectors_training import check_fast_dllm_v2
 
 
 @dataclass
@@ -43,6 +44,10 @@ class Outcome:
         extra = f", {self.skipped} documented only" if self.skipped else ""
         head = f"{'FAIL' if self.failures else 'ok  '} {self.name}: {self.passed} passed{extra}"
         return "\n".join([head + (f", {len(self.failures)} failed" if self.failures else ""), *self.failures])
+
+
+# Recorded training forwards: a function of the folder and the case, empty if all agrees.
+TRAINING: dict[str, Callable[[Path, Case], str]] = {"fast-dllm-v2-training": check_fast_dllm_v2}
 
 
 @cache
@@ -103,10 +108,9 @@ def _models_known(folder: Path, names: set[str]) -> str:
 def replay_file(folder: Path, path: Path) -> Outcome:
     """All cases of a .jsonl file."""
     outcome = Outcome(path.name)
-    run: Callable[[Checkpoint, Case], Replay] | None = next(
-        (f for stem, f in REPLAYS.items() if path.stem.startswith(stem)), None
-    )
-    if run is None:
+    run = next((f for stem, f in REPLAYS.items() if path.stem.startswith(stem)), None)
+    train = next((f for stem, f in TRAINING.items() if path.stem.startswith(stem)), None)
+    if run is None and train is None:
         outcome.not_built = "method"
         return outcome
     cases: list[Case] = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -117,7 +121,11 @@ def replay_file(folder: Path, path: Path) -> Outcome:
         if case.get("bug") or case.get("required") is False:
             outcome.skipped += 1
             continue
-        difference = compare(case, run(checkpoint(folder / "models" / case["model"]), case))
+        if train is not None:
+            difference = train(folder, case)
+        else:
+            assert run is not None
+            difference = compare(case, run(checkpoint(folder / "models" / case["model"]), case))
         if difference:
             outcome.failures.append(f"     {case['id']}: {difference}")
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from checkpoints import GOLDEN
 from conform import conform
-from conftest import GOLDEN
 
 OUTCOMES = {o.name: o for o in conform(GOLDEN)}
 BUILT = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 
-from conftest import GOLDEN, tiny
+from checkpoints import GOLDEN, tiny
 from unmask.decoding import METHODS
 
 EXAMPLE = re.search(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GOLDEN, tiny
+
+from checkpoints import GOLDEN, tiny
 from unmask import UnmaskError, load
 from unmask.lm import LM
 

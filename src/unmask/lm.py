@@ -21,8 +21,9 @@ from unmask.decoding.counters import Counters
 from unmask.decoding.forward import Facts
 from unmask.decoding.loop import Row, TraceStep, decode
 from unmask.decoding.sampling import Draw
-from unmask.errors import UnmaskError, unknown
+from unmask.errors import UnmaskError
 from unmask.models.checkpoint import Checkpoint, load_model
+from unmask.models.families import Family
 from unmask.models.tokenizer import Tokenizer, load_tokenizer
 from unmask.streaming import Feeder, Streamer
 
@@ -75,11 +76,7 @@ class LM:
     @property
     def default_method(self) -> str:
         """The method used when none is named: that of the checkpoint's family."""
-        if self.family.attention == "full":
-            return "masked"
-        if self.family.attention == "causal" or self.family.mask_id is None:
-            return "autoregressive"
-        return "fast_dllm_v2" if self.family.shift else "block_diffusion"
+        return default_method(self.family)
 
     def generate(
         self,
@@ -118,8 +115,7 @@ class LM:
             if max_new_tokens is not None:
                 raise UnmaskError(f"{key!r} and 'max_new_tokens' are the same option; give one of them")
             max_new_tokens = options.pop(key)
-        new_tokens = self._room(ids, max_new_tokens)
-        chosen = build(method or self.default_method, options).bind(self.family, new_tokens)
+        new_tokens, chosen = self._room(ids, max_new_tokens, build(method or self.default_method, options))
         observe = None if streamer is None else Feeder(_per_row(streamer, len(ids), single), ids)
         draw = self._draw(len(ids), temperature, top_p, top_k, seed)
         begun = time.perf_counter()
@@ -133,7 +129,7 @@ class LM:
             trace=trace,
             observe=observe,
         )
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun - (observe.seconds if observe else 0.0)
         results = [self._result(p, r, new_tokens, seconds, chosen) for p, r in zip(ids, rows)]
         return results[0] if single else results
 
@@ -167,20 +163,39 @@ class LM:
         one_of_many = isinstance(prompt[0], (str, Sequence, Tensor))
         return (list(prompt), False) if one_of_many else ([prompt], True)
 
-    def _room(self, prompts: list[list[int]], asked: int | None) -> int:
+    def _room(self, prompts: list[list[int]], asked: int | None, method: Method[Any]) -> tuple[int, Method[Any]]:
+        """How many tokens to decode at most, and the method bound to that: whole blocks must fit into the context."""
         context = self.model.config.max_positions
         longest = max(len(p) for p in prompts)
         if longest >= context:
             raise UnmaskError(f"the prompt has {longest} tokens, the context of this checkpoint is {context}")
         if asked is None:
-            return min(256, context - longest)
+            new_tokens = min(256, context - longest)
+            bound = method.bind(self.family, new_tokens)
+            over = bound.limit(longest, new_tokens) - context
+            if over > 0:  # the last block would not fit
+                new_tokens = max(new_tokens - over, 1)
+                bound = method.bind(self.family, new_tokens)
+            self._check_limit(bound, longest, new_tokens)
+            return new_tokens, bound
         if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
             raise UnmaskError(f"max_new_tokens must be a whole number of at least 1, not {asked!r}")
         if longest + asked > context:
             raise UnmaskError(
                 f"prompt ({longest} tokens) and max_new_tokens ({asked}) exceed the context of {context} tokens"
             )
-        return asked
+        bound = method.bind(self.family, asked)
+        self._check_limit(bound, longest, asked)
+        return asked, bound
+
+    def _check_limit(self, method: Method[Any], longest: int, new_tokens: int) -> None:
+        context = self.model.config.max_positions
+        limit = method.limit(longest, new_tokens)
+        if limit > context:
+            raise UnmaskError(
+                f"prompt ({longest} tokens) and max_new_tokens ({new_tokens}) take {limit} positions in whole blocks "
+                f"of {method.name}, the context is {context}"
+            )
 
     def _draw(self, rows: int, temperature: Any, top_p: Any, top_k: Any, seed: Any) -> Draw:
         device = self.model.device
@@ -236,7 +251,8 @@ def load(
     adapter: str | Path | None = None,
     device: str | None = None,
     dtype: str | torch.dtype = "auto",
-    **facts: Any,
+    mask_token_id: int | None = None,
+    eos_token_id: int | list[int] | None = None,
 ) -> LM:
     """Loads a checkpoint: "nano" or "nano-ar" (shipped), a folder, or a hub id.
 
@@ -244,7 +260,7 @@ def load(
         adapter: a PEFT LoRA adapter (folder or hub id), merged in float32.
         device: default "cuda" where there is one, else "cpu".
         dtype: "auto" (the checkpoint's on a GPU, float32 on a CPU), "float32", "bfloat16", "float16".
-        facts: overrides of what the family says: mask_token_id, eos_token_id, block_size.
+        mask_token_id, eos_token_id: replace what the checkpoint and its family say.
 
     Raises:
         UnmaskError: not found, damaged, of an unknown family, an adapter of another base.
@@ -252,15 +268,21 @@ def load(
     if source in SHIPPED:
         source = Path(__file__).parent / "nano" / str(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = load_model(source, device=device, dtype=dtype_of(dtype), adapter=adapter, **facts)
+    checkpoint = load_model(
+        source,
+        device=device,
+        dtype=dtype,
+        adapter=adapter,
+        mask_token_id=mask_token_id,
+        eos_token_id=eos_token_id,
+    )
     return LM(checkpoint, load_tokenizer(checkpoint.folder, checkpoint.family))
 
 
-def dtype_of(name: str | torch.dtype) -> str | torch.dtype:
-    """A torch dtype by name; "auto" stays."""
-    table = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if isinstance(name, torch.dtype) or name == "auto":
-        return name
-    if name not in table:
-        raise unknown("dtype", name, ["auto", *table])
-    return table[name]
+def default_method(family: Family) -> str:
+    """The method that a family's checkpoints were made for."""
+    if family.attention == "full":
+        return "masked"
+    if family.attention == "causal":
+        return "autoregressive"
+    return "fast_dllm_v2" if family.shift else "block_diffusion"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -30,17 +31,24 @@ class Feeder:
     """Feeds each row's streamer: the prompt first, then final text as it grows, and drafts of the rest.
 
     Text is final up to the first open position, and ends with the first end token. A draft [T] reaches from there to
-    the last decided position; open positions hold the mask id.
+    the last decided position; open positions hold the mask id. `seconds` is the time spent here, which is
+    no decoding time.
     """
 
     def __init__(self, streamers: Sequence[Streamer], prompts: list[list[int]]) -> None:
         self.streamers = streamers
         self.sent = [len(p) for p in prompts]
         self.live = [True] * len(prompts)
+        self.seconds = 0.0
         for streamer, prompt in zip(streamers, prompts):
             streamer.put(torch.tensor([prompt]))
 
     def __call__(self, numbers: list[int], state: State) -> None:
+        begun = time.perf_counter()
+        self._feed(numbers, state)
+        self.seconds += time.perf_counter() - begun
+
+    def _feed(self, numbers: list[int], state: State) -> None:
         eos = torch.minimum(state.first_eos() + 1, state.end)
         for i, number in enumerate(numbers):
             stop = int(eos[i])

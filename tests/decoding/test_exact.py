@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from conftest import tiny
+from checkpoints import tiny
 from unmask.attention.dense import DenseAttention
 from unmask.decoding.loop import TraceStep
 from unmask.layout import Layout, block_causal, causal, full

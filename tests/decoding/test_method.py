@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import pytest
-from conftest import tiny
+
+from checkpoints import tiny
 from unmask.decoding import METHODS, build, describe
 from unmask.decoding.method import Method, aliases, method_class, option, register
 from unmask.errors import UnmaskError
@@ -24,7 +25,7 @@ def test_unknown_option_names_the_nearest():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("d2f", {"block_size": 0}, "d2f: block_size must be a whole number at least 1, not 0"),
+        ("d2f", {"block_size": 0}, "d2f: block_size must be a whole number of at least 1, not 0"),
         ("d2f", {"block_size": 2.5}, "block_size must be a whole number"),
         ("d2f", {"add_threshold": 1.5}, "add_threshold must be between 0.0 and 1.0, not 1.5"),
         ("d2f", {"threshold": float("nan")}, "threshold must be at least 0.0, not nan"),
@@ -33,6 +34,8 @@ def test_unknown_option_names_the_nearest():
         ("fast_dllm_v2", {"sub_block_cache": 1}, "sub_block_cache must be true or false, not 1"),
         ("masked", {"algorithm": "low_confidense"}, "did you mean 'low_confidence'"),
         ("d2f", {"skip_threshold": 0.9, "threshold": 0.8}, "are the same option"),
+        ("d2f", {"threshold": None}, "threshold needs a value (default 0.9)"),
+        ("d2f", {"threshold": float("inf")}, "not inf"),
     ],
 )
 def test_bad_values_are_named_with_what_is_allowed(method, options, message):
@@ -48,7 +51,14 @@ def test_bad_values_are_named_with_what_is_allowed(method, options, message):
         ("llada-tiny", "autoregressive", {}, "predicts masked tokens in place"),
         ("qwen2-tiny", "d2f", {}, "has no mask token; use autoregressive"),
         ("qwen2-tiny", "masked", {}, "has no mask token"),
+        ("wedlm-tiny", "d2f", {}, "was trained with causal attention; use autoregressive"),
         ("dream-tiny", "block_diffusion", {}, "token shift"),
+        (
+            "llada-tiny",
+            "d2f",
+            {"block_size": 10_000},
+            "take 10003 positions in whole blocks of d2f",
+        ),
         ("sdar-tiny", "fast_dllm_v2", {}, "needs a model with token shift"),
         ("sdar-tiny", "masked", {}, "trained with block attention"),
         ("fast-dllm-v2-tiny", "fast_dllm_v2", {"block_size": 12}, "sub_block_size 8 does not divide block_size 12"),

@@ -10,15 +10,10 @@ from unmask.tasks import get_task, wordmath
 from unmask.tasks.wordmath.grammar import POOLS, Noun, plural
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
-FROZEN_QUESTION = (
-    "Jack has 40 marbles. Victor has 9 more than Jack. Wendy has 3 times as many as Victor. "
-    "How many marbles do they have in total?"
-)
-FROZEN_SOLUTION = """Victor's marbles: 40 + 9 = 49 marbles.
-Wendy's marbles: 49 * 3 = 147 marbles.
-Jack and Victor together: 40 + 49 = 89 marbles.
-All three: 89 + 147 = 236 marbles.
-#### 236"""
+FROZEN_QUESTION = "Carlo buys 7 hats for $2 each and pays with $200. How much change does he get?"
+FROZEN_SOLUTION = """Cost of the hats: 7 * 2 = 14 dollars.
+Money left: 200 - 14 = 186 dollars.
+#### 186"""
 NOUNS = {n.one for pool in POOLS.values() for n in pool} - {"fish", "sheep"}
 
 
@@ -119,9 +114,10 @@ def test_every_template_occurs_and_held_out_ones_only_outside_training(train, te
     assert set(seen) == {t.name for t in wordmath.TEMPLATES}
     assert not held & set(seen)
     assert not any(p.held_out for p in train)
-    assert held <= {p.template for p in test}
+    unseen = list(wordmath.generate("unseen", 400))
+    assert held <= {p.template for p in unseen}
     assert 0.01 < sum(p.held_out for p in test) / len(test) < 0.03
-    assert all(p.held_out for p in wordmath.generate("unseen", 200))
+    assert all(p.held_out for p in unseen)
 
 
 def test_template_names_are_unique_and_there_are_many():

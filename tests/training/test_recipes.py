@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
 
 from unmask.attention.dense import DenseAttention
 from unmask.errors import UnmaskError
@@ -19,6 +17,7 @@ from unmask.training.recipes import make_recipe
 from unmask.training.recipes.autoregressive import Autoregressive
 from unmask.training.recipes.base import IGNORE, Batch
 from unmask.training.recipes.fast_dllm_v2 import FastDllmV2
+from vectors_training import check_fast_dllm_v2
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [json.loads(x) for x in (GOLDEN / "fast-dllm-v2-training-block.jsonl").read_text().splitlines()]
@@ -43,42 +42,8 @@ def network():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c["id"])
-def test_fast_dllm_v2_equals_the_official_training_forward(network, case):
-    expect, options = case["expect"], case["options"]
-    recipe = FastDllmV2(mask_id=options["mask_id"], block_size=options["bd_size"], isolate=False)
-    batch = plain_batch(torch.tensor(case["input_ids"]), torch.tensor(case["labels"]))
-    masked = torch.tensor(case["mask"]).bool()
-    view = recipe.views_of(batch, masked, torch.full(masked.shape, 0.5))
-    length = masked.shape[1]
-    assert view.tokens[:, :length].tolist() == expect["noisy"]
-    supervised = [(row[:length] != IGNORE).nonzero().squeeze(1).add(1).tolist() for row in view.targets]
-    assert supervised == expect["supervised"]
-
-    positions = view.layout.positions.expand_as(view.tokens)
-    hidden = network.hidden(view.tokens, positions, DenseAttention(view.layout))
-    logits = network.head(hidden[:, :length])
-    prefix = case["id"].removeprefix("fdv2-train-")
-    with safe_open(GOLDEN / "fast-dllm-v2-training-block.safetensors", framework="pt") as file:
-        names = [name for name in list(file.keys()) if name.startswith(prefix)]
-        golden = {name.removeprefix(prefix + "."): file.get_tensor(name) for name in names}
-    torch.testing.assert_close(logits, golden["logits"], atol=1e-3, rtol=0)
-    losses = F.cross_entropy(logits.transpose(1, 2), view.targets[:, :length], reduction="none")
-    for row, targets, ce in zip(losses, view.targets, expect["cross_entropy"]):
-        torch.testing.assert_close(row[targets[:length] != IGNORE], torch.tensor(ce), rtol=1e-4, atol=1e-4)
-
-    network.zero_grad()
-    total, _ = Objective(network)(Supervised.of(view))
-    loss = total / view.normaliser
-    loss.backward()
-    assert loss.item() == pytest.approx(expect["loss"], rel=1e-4)
-    assert total.item() / expect["label_count"] == pytest.approx(expect["loss_sum_over_label_count"], rel=1e-4)
-    gradients = {name: p.grad for name, p in network.named_parameters()}
-    for name in (k.removeprefix("grad.") for k in golden if k.startswith("grad.")):
-        ours, theirs = gradients[name].clone(), golden[f"grad.{name}"]
-        if name == "model.embed_tokens.weight":
-            ours[188] = theirs[188]  # the official padding index keeps the input gradient of the end token away
-        scale = float(theirs.abs().max())
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3 * scale, msg=name)
+def test_fast_dllm_v2_equals_the_official_training_forward(case):
+    assert check_fast_dllm_v2(GOLDEN, case) == ""
 
 
 def test_the_two_views_mask_disjoint_parts_of_the_answer_and_together_all_of_it():

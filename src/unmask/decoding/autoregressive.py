@@ -38,7 +38,7 @@ class Autoregressive(Method[ARState]):
     def bind(self, family: Family, new_tokens: int) -> Autoregressive:
         if not family.next_token:
             raise UnmaskError(
-                f"autoregressive: a {family.name} model predicts masked tokens in place, not the next token; "
+                f"autoregressive: this {family.name} model predicts masked tokens in place, not the next token; "
                 "use masked, block_diffusion or d2f"
             )
         return self

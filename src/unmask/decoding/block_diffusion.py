@@ -72,7 +72,7 @@ class BlockDiffusion(Method[BlockState]):
         need_mask(self.name, family)
         if family.shift:
             raise UnmaskError(
-                f"block_diffusion: a {family.name} model predicts the next position (token shift); "
+                f"block_diffusion: this {family.name} model predicts the next position (token shift); "
                 "use fast_dllm_v2 or d2f"
             )
         block = resolve(self.block_size, resolve(family.block_size, 4))

@@ -58,7 +58,7 @@ class FastDLLMv2(Method[SubBlockState]):
         need_mask(self.name, family)
         if not family.shift:
             raise UnmaskError(
-                f"fast_dllm_v2: needs a model with token shift; a {family.name} model predicts in place, "
+                f"fast_dllm_v2: needs a model with token shift; this {family.name} model predicts in place, "
                 "use block_diffusion"
             )
         block = resolve(self.block_size, resolve(family.block_size, 32))

@@ -66,7 +66,7 @@ class Masked(Method[State]):
         need_mask(self.name, family)
         if family.attention != "full":
             raise UnmaskError(
-                f"masked: a {family.name} model was trained with {family.attention} attention, this method shows it "
+                f"masked: this {family.name} model was trained with {family.attention} attention, this method shows it "
                 "the whole canvas; use block_diffusion or fast_dllm_v2"
             )
         timed = bool(family.shift) if self.schedule is None else self.schedule == "timestep"

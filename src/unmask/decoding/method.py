@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from unmask.decoding.forward import Forward, S, State
@@ -98,8 +99,10 @@ def extend(cls: type[S], state: State, **more: Any) -> S:
 
 def _check_value(method: str, f: Field[Any], value: Any) -> None:
     meta = f.metadata
-    if value is None or not meta:
+    if not meta or (value is None and f.default is None):
         return
+    if value is None:
+        raise UnmaskError(f"{method}: {f.name} needs a value (default {f.default!r})")
     if meta["choices"] and value not in meta["choices"]:
         raise unknown(f"value of {f.name} ({method})", value, meta["choices"])
     if isinstance(f.default, bool) and not isinstance(value, bool):
@@ -108,9 +111,10 @@ def _check_value(method: str, f: Field[Any], value: Any) -> None:
         return
     low, high = meta["low"], meta["high"]
     whole = isinstance(low, int) and not isinstance(low, bool)
-    span = f"at least {low}" if high is None else f"between {low} and {high}"
-    right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not right_type or value != value or (low is not None and value < low) or (high is not None and value > high):
+    least = f"{'of ' if whole else ''}at least {low}"
+    span = least if high is None else f"between {low} and {high}"
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and isfinite(value)
+    if not fits or (low is not None and value < low) or (high is not None and value > high):
         raise UnmaskError(f"{method}: {f.name} must be {'a whole number ' if whole else ''}{span}, not {value!r}")
 
 
@@ -183,11 +187,12 @@ def describe(cls: type[Method[Any]]) -> list[dict[str, Any]]:
 
 
 def need_mask(method: str, family: Family) -> None:
-    """Refuses checkpoints without a mask token."""
+    """Refuses checkpoints that fill no masks, or fill them under a causal mask alone."""
+    if family.attention == "causal":
+        what = "has no mask token" if family.mask_id is None else "was trained with causal attention"
+        raise UnmaskError(f"{method}: this {family.name} checkpoint {what}; use autoregressive")
     if family.mask_id is not None:
         return
-    if family.attention == "causal":
-        raise UnmaskError(f"{method}: a {family.name} checkpoint has no mask token; use autoregressive")
     raise UnmaskError(f"{method}: this {family.name} checkpoint names no mask token; load it with mask_token_id=...")
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unmask.hashing import hashed, shift
+
 Rank = Literal["prob", "margin", "entropy"]
 
 
@@ -71,31 +73,10 @@ def rank_of(name: str) -> Rank:
     return "margin" if name == "margin" else "entropy" if name == "entropy" else "prob"
 
 
-def _signed(x: int) -> int:
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
-_GOLDEN, _MIX1, _MIX2 = (_signed(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (PyTorch's is arithmetic)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of the splitmix64 generator (Steele, Lea and Flood, 2014), on wrapping int64."""
-    x = x + _GOLDEN
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
-
-
 def uniform(seed: Tensor, step: Tensor, position: Tensor, salt: int = 0) -> Tensor:
     """Uniform numbers in (0, 1), float64 [B, R], a pure function of seed [B], step [B], position [B, R] and salt."""
-    x = _mix(_mix(seed + salt * 1_000_003) ^ step)
-    x = _mix(x.unsqueeze(-1) ^ position)
-    return (_shift(x, 12).double() + 0.5) * 2.0**-52
+    bits = hashed(seed.unsqueeze(-1), step.unsqueeze(-1), position, salt)
+    return (shift(bits, 12).double() + 0.5) * 2.0**-52
 
 
 def _top_p(logits: Tensor, top_p: Tensor) -> Tensor:

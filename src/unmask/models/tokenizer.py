@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from unmask.errors import UnmaskError
 from unmask.models.families import Family
 
@@ -33,11 +35,12 @@ class Tokenizer:
                 return list(self.inner(prompt)["input_ids"])  # type: ignore[arg-type]
             prompt = [{"role": "user", "content": prompt}]
         if not self.inner.chat_template:
-            raise UnmaskError(
-                "this checkpoint's tokenizer has no chat template; give a string instead of messages"
-            )
+            raise UnmaskError("this checkpoint's tokenizer has no chat template; give a string instead of messages")
         messages: Any = [dict(m) for m in prompt]
-        text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise UnmaskError(f"the chat template refuses these messages: {' '.join(str(error).split())}") from None
         # The template writes every special token itself.
         return list(self.inner(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
 
@@ -50,7 +53,7 @@ class Tokenizer:
 def load_tokenizer(folder: Path, family: Family) -> Tokenizer | None:
     """The tokenizer in a checkpoint's folder, None if it has none.
 
-    Dream and DiffuCoder name a tokenizer class of their own that is Qwen2's with other special tokens: it is read as Qwen2's.
+    Dream and DiffuCoder name a tokenizer class of their own; it is Qwen2's with other special tokens, and read as that.
 
     Raises:
         UnmaskError: tokenizer files that transformers cannot read.
@@ -58,7 +61,11 @@ def load_tokenizer(folder: Path, family: Family) -> Tokenizer | None:
     if not any((folder / name).is_file() for name in FILES):
         return None
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+    from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
+    # transformers warns of every model_type it does not know; only the tokenizer is wanted of it.
+    logging.set_verbosity_error()
     try:
         if family.name == "dream" and not (folder / "tokenizer.json").is_file():
             return Tokenizer(Qwen2Tokenizer.from_pretrained(folder))
@@ -68,3 +75,5 @@ def load_tokenizer(folder: Path, family: Family) -> Tokenizer | None:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UnmaskError(f"the tokenizer in {folder} cannot be read: {reason}") from None
+    finally:
+        logging.set_verbosity(verbosity)

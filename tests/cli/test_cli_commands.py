@@ -1,0 +1,122 @@
+"""`methods`, `info`, `train`, `--version`, and what holds for every command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_parts import MODELS, run
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    unmask = f"{sys.executable} -m unmask"
+    return subprocess.run(
+        ["bash", "-c", command.replace("unmask", unmask, 1)], capture_output=True, text=True, env=env, timeout=60
+    )
+
+
+def test_methods_lists_papers_options_and_official_names() -> None:
+    text = run("methods").stdout
+    assert "2508.09192" in text and "remasking" in text and "gen_length" in text and "\x1b" not in text
+    facts = json.loads(run("methods", "--json").stdout)
+    assert {"d2f", "masked"} <= {m["name"] for m in facts["methods"]}
+    assert all(o["help"] for m in facts["methods"] for o in m["options"])
+    assert [c["name"] for c in facts["common"]] == ["max_new_tokens", "temperature", "top_p", "top_k", "seed"]
+
+
+def test_methods_shows_one_method_or_the_nearest_name() -> None:
+    assert [m["name"] for m in json.loads(run("methods", "d2f", "--json").stdout)["methods"]] == ["d2f"]
+    assert "masked" not in run("methods", "autoregressive").stdout
+    wrong = run("methods", "d2g")
+    assert wrong.exit_code == 2 and "did you mean 'd2f'?" in wrong.stderr
+
+
+def test_the_common_options_agree_with_the_library() -> None:
+    from unmask.cli.options import LENGTH_NAMES
+    from unmask.lm import COMMON
+
+    assert dict.fromkeys(LENGTH_NAMES, "max_new_tokens") == COMMON
+
+
+@pytest.mark.parametrize("name", ["llada-tiny", "sdar-tiny", "qwen2-tiny", "dream-tiny", "fast-dllm-v2-tiny"])
+def test_info_agrees_with_the_loaded_checkpoint(name: str) -> None:
+    import unmask
+
+    facts = json.loads(run("info", str(MODELS / name), "--json").stdout)
+    lm = unmask.load(str(MODELS / name))
+    assert facts["parameters"] == sum(p.numel() for p in lm.model.parameters())
+    assert (facts["mask_id"], tuple(facts["eos_ids"])) == (lm.family.mask_id, lm.family.eos_ids)
+    assert facts["default_method"] == lm.default_method
+    if lm.family.mask_id is not None or lm.family.attention == "causal":
+        assert facts["methods"][facts["default_method"]] is None
+    assert facts["tokenizer"] is False and facts["dtype"] == "float32"
+    assert name in run("info", str(MODELS / name)).stdout
+
+
+def test_info_reads_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((MODELS / "llada-tiny" / "config.json").read_text())
+    facts = json.loads(run("info", str(tmp_path), "--json").stdout)
+    assert facts["bytes_on_disk"] is None and facts["layers"] == 3
+
+
+def test_info_of_a_missing_folder_is_one_line() -> None:
+    result = run("info", "./nowhere")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+
+
+def test_train_says_what_is_wrong_with_its_file(tmp_path: Path) -> None:
+    missing = run("train", str(tmp_path / "none.yaml"))
+    assert missing.exit_code == 2 and "cannot read" in missing.stderr
+    (tmp_path / "c.yaml").write_text("stps: 3\n")
+    wrong = run("train", str(tmp_path / "c.yaml"))
+    assert wrong.exit_code == 2 and "did you mean 'steps'?" in wrong.stderr
+
+
+def test_train_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    result = run("train", "c.yaml")
+    assert result.exit_code == 2 and "pip install 'unmask[train]'" in result.stderr
+
+
+def test_version_help_and_usage_errors() -> None:
+    assert run("--version").stdout.startswith("unmask ")
+    for command in ("generate", "chat", "methods", "info", "train", "bench"):
+        assert run(command, "--help").exit_code == 0
+    assert run("generat").exit_code == 2
+    assert run("generate").exit_code == 2
+
+
+def test_help_needs_no_torch() -> None:
+    # A stand-in for the package itself, whose __init__ is not the command line's to decide.
+    code = (
+        "import sys, types; p = types.ModuleType('unmask'); p.__path__ = [sys.argv[1]]; sys.modules['unmask'] = p\n"
+        "import unmask.cli.app; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(SOURCE / "unmask")], check=True, timeout=60)
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    result = shell("unmask methods | head -n 1")
+    assert result.stderr == "" and result.stdout.count("\n") == 1
+
+
+def test_a_mistake_has_no_traceback_in_a_real_process() -> None:
+    result = shell("unmask generate ./nowhere --ids 5")
+    assert result.returncode == 2
+    assert result.stderr.startswith("unmask: no folder ./nowhere") and result.stderr.count("\n") == 1
+
+
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmask.lm.LM.generate", interrupted)
+    result = run("generate", str(MODELS / "llada-tiny"), "--ids", "5")
+    assert result.exit_code == 130 and result.stdout == ""
