@@ -120,3 +120,34 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unmask.lm.LM.generate", interrupted)
     result = run("generate", str(MODELS / "llada-tiny"), "--ids", "5")
     assert result.exit_code == 130 and result.stdout == ""
+
+
+def test_demo_solves_its_problem_and_shows_frames_and_counters() -> None:
+    result = run("demo")
+    assert result.exit_code == 0
+    assert "forward  1" in result.stdout and "░" in result.stdout
+    assert ": right" in result.stdout
+    lines = result.stdout.splitlines()
+    nano = next(line for line in lines if line.startswith("nano     "))
+    assert "fast_dllm_v2" in nano
+    assert any(line.startswith("nano-ar ") for line in lines)
+
+
+def test_bench_quality_writes_a_raw_result_file(tmp_path: Path) -> None:
+    file = tmp_path / "out" / "quality.json"
+    result = run("bench", "quality", "nano", "--count", "3", "--against", "nano-ar", "--out", str(file))
+    assert result.exit_code == 0
+    record = json.loads(file.read_text())
+    assert {"schema", "command", "commit", "device", "threads", "results", "answers"} <= set(record)
+    nano, base = record["results"]
+    assert nano["problems"] == base["problems"] == 3
+    assert nano["tpf"] > 2 > base["tpf"]
+    answers = record["answers"]["nano fast_dllm_v2"]
+    assert nano["tokens"] == sum(a["tokens"] for a in answers)
+    assert nano["correct"] == sum(a["correct"] for a in answers)
+
+
+def test_bench_names_an_unknown_task() -> None:
+    result = run("bench", "quality", "nano", "--task", "wordmaths")
+    assert result.exit_code == 2
+    assert "did you mean 'wordmath'" in result.stderr

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from unmask.cli.bench import app as bench
 from unmask.cli.chat import chat
+from unmask.cli.demo import demo
 from unmask.cli.generate import generate
 from unmask.cli.info import info
 from unmask.cli.methods import methods
@@ -54,7 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, methods, info, train):
+for command in (demo, generate, chat, methods, info, train):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

@@ -1,14 +1,23 @@
-"""`unmask bench`: measurements."""
+"""`unmask bench`: measurements, with a raw result file beside every number.
+
+unmask bench quality nano --set threshold=0.9 --against nano-ar --out bench/results/nano-quality.json
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import Progress
+from rich.table import Table
 
 from unmask.cli.loading import load
 from unmask.cli.options import DeviceOpt, DtypeOpt, JsonOpt, MethodOpt, SetOpt, Settings
 from unmask.cli.output import Output
+
+if TYPE_CHECKING:
+    from unmask.bench.quality import Contender
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -23,23 +32,71 @@ def quality(
     model: Annotated[str, typer.Argument(help="nano, nano-ar, a checkpoint's folder, or a hub id.")] = "nano",
     method: MethodOpt = None,
     set_: SetOpt = None,
+    against: Annotated[
+        str | None, typer.Option(help="A second model, decoded autoregressively on the same problems, in turns.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="Which problems.")] = "wordmath",
+    split: Annotated[str, typer.Option(help="train, validation, test, or unseen: untrained wordings alone.")] = "test",
     count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Which problems of the split.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Problems decoded together.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's choice.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Where the raw results go (JSON).")] = None,
     device: DeviceOpt = None,
     dtype: DtypeOpt = "auto",
     json: JsonOpt = False,
 ) -> None:
-    """Accuracy and tokens per forward on program-made problems with checkable answers."""
+    """Accuracy, tokens per forward and tokens per second on program-made problems with checkable answers."""
     out = Output.make(live=False, json=json)
     settings = Settings.given(method, set_ or [])
     lm = load(model, out, adapter=None, device=device, dtype=dtype)
     settings.check(lm.default_method)
 
+    import torch
+
+    from unmask.bench import record
     from unmask.bench.quality import Contender
     from unmask.bench.quality import quality as measure
 
-    name = settings.method or lm.default_method
-    for summary in measure([Contender(model, lm, name, settings.common | settings.options)], count=count):
-        if json:
-            out.object(summary)
-        else:
-            out.console.print(", ".join(f"{k} {v}" for k, v in summary.items()), soft_wrap=True)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    contenders = [Contender(model, lm, settings.method or lm.default_method, settings.common | settings.options)]
+    if against is not None:
+        other = load(against, out, adapter=None, device=device, dtype=dtype)
+        contenders.append(Contender(against, other, "autoregressive"))
+    asked = {"task": task, "split": split, "count": count, "seed": seed, "batch": batch}
+    with Progress(console=out.notes, transient=True, disable=not out.notes.is_terminal) as bar:
+        work = bar.add_task("problems", total=count)
+        summaries = measure(contenders, **asked, progress=lambda done: bar.update(work, completed=done))
+    result = record.environment(str(lm.model.device)) | asked | {"results": summaries}
+    if out_file is not None:
+        record.write(out_file, result | {"answers": {_title(c): c.answers for c in contenders}})
+    if json:
+        out.object(result)
+    else:
+        out.console.print(_table(contenders, summaries))
+
+
+def _title(contender: Contender) -> str:
+    return f"{contender.name} {contender.method}"
+
+
+def _table(contenders: list[Contender], summaries: list[dict[str, Any]]) -> Table:
+    """One row a contender; the last column is the speed beside the last one's."""
+    table = Table("model", "method", "correct", "accuracy", "unseen", "tokens", "forwards", "TPF", "tok/s", "x")
+    base = summaries[-1]["tokens_per_second"] or 1.0
+    for c, s in zip(contenders, summaries):
+        unseen = "" if s["accuracy_unseen_wordings"] is None else f"{s['accuracy_unseen_wordings']:.1f} %"
+        table.add_row(
+            c.name,
+            c.method,
+            f"{s['correct']}/{s['problems']}",
+            f"{s['accuracy']:.1f} %",
+            unseen,
+            str(s["tokens"]),
+            str(sum(s["forwards"].values())),
+            f"{s['tpf']:.2f}",
+            f"{s['tokens_per_second']:.0f}",
+            f"{s['tokens_per_second'] / base:.2f}",
+        )
+    return table

@@ -75,7 +75,7 @@ def chat(
     session = Session(lm, model, settings, out, where, system=system)
     asking = sys.stdin.isatty()
     if asking and not json:
-        out.note(f"{describe(session)}; /help shows the commands, Ctrl-D leaves")
+        out.note(f"{describe(session)}; /help shows the commands, /example asks a problem, Ctrl-D leaves")
     converse(session, asking)
 
 

@@ -92,6 +92,17 @@ def compare(session: Session, rest: str) -> None:
     run_compare(session, words[0], words[1], words[2] if len(words) > 2 else "")
 
 
+@command("example")
+def example(session: Session, rest: str) -> None:
+    """ask a word problem of the kind that nano was trained on"""
+    from unmask.tasks import get_task
+
+    question = next(get_task("wordmath").generate("test", 1, start=session.examples)).question
+    session.examples += 1
+    session.out.note(question)
+    session.ask(question)
+
+
 @command("retry")
 def retry(session: Session, rest: str) -> None:
     """answer the last message again (with another seed)"""

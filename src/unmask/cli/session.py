@@ -28,6 +28,7 @@ class Session:
     messages: list[Message] = field(default_factory=list)
     asked: str = ""
     retries: int = 0
+    examples: int = 0
 
     @property
     def method(self) -> str:

@@ -17,10 +17,10 @@ from unmask.tasks import get_task
 
 VOCABULARY = 2048
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>", "<|pad|>")
+# Problems are trained one at a time, so of a conversation the model is shown the newest message alone.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
+    "{% set message = messages[-1] %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 CONFIG = {
