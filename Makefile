@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types wheel clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,14 @@ lint: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/pyright
+
+# The built wheel, away from the source tree: it must hold the checkpoints and answer.
+wheel: $(VENV)/.ready
+	rm -rf build
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/pip install --quiet --no-deps --target build/site build/wheel/*.whl
+	cd build && PYTHONPATH=site ../$(BIN)/python -c "import unmask; assert 'build' in unmask.__file__, unmask.__file__; \
+		print(unmask.load('nano').generate('A hen lays 3 eggs a day.', max_new_tokens=8).finish_reason)"
 
 clean:
 	rm -rf $(VENV) runs build dist

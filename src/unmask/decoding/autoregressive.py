@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.decoding.forward import Forward, Kind, State, window
+from unmask.decoding.forward import Forward, Kind, State, prompt_window, window
 from unmask.decoding.method import Method, extend, register
 from unmask.decoding.sampling import Scores
 from unmask.errors import UnmaskError
@@ -47,16 +47,8 @@ class Autoregressive(Method[ARState]):
         return extend(ARState, state, last=state.prompt - 1)
 
     def prefill(self, state: ARState) -> Forward:
-        index = torch.arange(state.longest, device=state.canvas.device).expand(len(state.prompt), -1)
-        return window(
-            state,
-            index,
-            index < state.prompt[:, None],
-            index,
-            visible=torch.zeros_like(state.prompt),
-            rows=state.last[:, None],
-            targets=state.prompt[:, None],
-            kind=torch.full_like(state.prompt, Kind.PREFILL),
+        return prompt_window(
+            state, state.prompt, state.longest, 1, rows=state.last[:, None], targets=state.prompt[:, None]
         )
 
     def plan(self, state: ARState) -> Forward:

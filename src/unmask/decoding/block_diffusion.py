@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, extend, need_mask, option, register, resolve, round_up
+from unmask.decoding.forward import Forward, Kind, State, prompt_window, window
+from unmask.decoding.method import Blockwise, extend, need_mask, option, register, resolve
 from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.decoding.select import EntropyBounded, Leftmost, Rule, Static, Threshold
 from unmask.errors import UnmaskError
@@ -48,10 +48,9 @@ class BlockState(State):
 
 @register("block_diffusion", title="SDAR / BD3-LM block diffusion", arxiv="2510.06303")
 @dataclass(frozen=True, kw_only=True)
-class BlockDiffusion(Method[BlockState]):
+class BlockDiffusion(Blockwise[BlockState]):
     """Blocks at absolute multiples of `block_size`; a finished block gets one more forward that stores its K/V."""
 
-    block_size: int | None = option(None, "tokens a block; None: as trained", alias=("block_length",), low=1)
     steps: int | None = option(
         None, "forwards planned a block; None: one token each", alias=("denoising_steps",), low=1
     )
@@ -78,14 +77,6 @@ class BlockDiffusion(Method[BlockState]):
         block = resolve(self.block_size, resolve(family.block_size, 4))
         return replace(self, block_size=block, steps=resolve(self.steps, block))
 
-    @property
-    def size(self) -> int:
-        """The block size after `bind`."""
-        return resolve(self.block_size, 1)
-
-    def limit(self, prompt: int, new_tokens: int) -> int:
-        return round_up(prompt + new_tokens, self.size)
-
     def score_rule(self, state: BlockState) -> ScoreRule:
         raw = self.confidence == "raw"
         rank = "entropy" if self.strategy == "entropy_bounded" else "prob"
@@ -100,25 +91,15 @@ class BlockDiffusion(Method[BlockState]):
         return Leftmost() if self.strategy == "sequential" else Static()
 
     def start(self, state: State) -> BlockState:
-        start = state.prompt // self.size * self.size
+        start = self.first_block(state)
         return extend(BlockState, state, start=start, round=torch.zeros_like(start))
 
     def prefill(self, state: BlockState) -> Forward | None:
         width = state.longest // self.size * self.size
         if width == 0:
             return None
-        index = torch.arange(width, device=state.canvas.device).expand(len(state.start), -1)
-        none = index[:, :0]
-        return window(
-            state,
-            index,
-            index < state.start[:, None],
-            index // self.size,
-            visible=torch.zeros_like(state.start),
-            rows=none,
-            targets=none,
-            kind=torch.full_like(state.start, Kind.PREFILL),
-        )
+        none = state.canvas[:, :0]
+        return prompt_window(state, state.start, width, self.size, rows=none, targets=none)
 
     def plan(self, state: BlockState) -> Forward:
         offset = torch.arange(self.size, device=state.canvas.device)

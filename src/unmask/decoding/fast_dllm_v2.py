@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, extend, need_mask, option, register, resolve, round_up
+from unmask.decoding.forward import Forward, Kind, State, prompt_window, window
+from unmask.decoding.method import Blockwise, extend, need_mask, option, register, resolve
 from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.decoding.select import Threshold
 from unmask.errors import UnmaskError
@@ -38,11 +38,10 @@ class SubBlockState(State):
 
 @register("fast_dllm_v2", title="Fast-dLLM v2: Efficient Block-Diffusion LLM", arxiv="2509.26328")
 @dataclass(frozen=True, kw_only=True)
-class FastDLLMv2(Method[SubBlockState]):
+class FastDLLMv2(Blockwise[SubBlockState]):
     """Threshold decoding of sub-blocks; a finished block's forward stores its K/V and gives the next block's first
     token."""
 
-    block_size: int | None = option(None, "tokens a block; None: as trained", alias=("bd_size",), low=1)
     sub_block_size: int = option(8, "tokens a sub-block; must divide the block", alias=("small_block_size",), low=1)
     threshold: float = option(0.9, "confidence above which a position is committed (strict)", low=0.0)
     sub_block_cache: bool = option(
@@ -67,16 +66,8 @@ class FastDLLMv2(Method[SubBlockState]):
             raise UnmaskError(f"fast_dllm_v2: sub_block_size {sub} does not divide block_size {block}")
         return replace(self, block_size=block, sub_block_size=sub)
 
-    @property
-    def size(self) -> int:
-        """The block size after `bind`."""
-        return resolve(self.block_size, 1)
-
-    def limit(self, prompt: int, new_tokens: int) -> int:
-        return round_up(prompt + new_tokens, self.size)
-
     def start(self, state: State) -> SubBlockState:
-        start = state.prompt // self.size * self.size
+        start = self.first_block(state)
         return extend(SubBlockState, state, start=start, scratch=torch.zeros_like(state.done))
 
     def score_rule(self, state: SubBlockState) -> ScoreRule:
@@ -86,17 +77,9 @@ class FastDLLMv2(Method[SubBlockState]):
         width = state.longest // self.size * self.size
         if width == 0:
             return None
-        index = torch.arange(width, device=state.canvas.device).expand(len(state.start), -1)
-        return window(
-            state,
-            index,
-            index < state.start[:, None],
-            index // self.size,
-            visible=torch.zeros_like(state.start),
-            rows=(state.start[:, None] - 1).clamp(min=0),
-            targets=torch.where(state.start > 0, state.start, -1)[:, None],
-            kind=torch.full_like(state.start, Kind.PREFILL),
-        )
+        rows = (state.start[:, None] - 1).clamp(min=0)
+        targets = torch.where(state.start > 0, state.start, -1)[:, None]
+        return prompt_window(state, state.start, width, self.size, rows, targets)
 
     def plan(self, state: SubBlockState) -> Forward:
         block, sub = self.size, self.sub_block_size

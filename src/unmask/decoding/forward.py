@@ -166,6 +166,21 @@ def window(
     return Forward(state.tokens_at(positions), layout, visible, store, rows, targets, kind)
 
 
+def prompt_window(state: State, length: Tensor, width: int, block: int, rows: Tensor, targets: Tensor) -> Forward:
+    """The forward over the first `length` [B] of at most `width` prompt tokens, block-causal (`block` 1: causal)."""
+    index = torch.arange(width, device=state.canvas.device).expand(len(length), -1)
+    return window(
+        state,
+        index,
+        index < length[:, None],
+        index // block,
+        visible=torch.zeros_like(length),
+        rows=rows,
+        targets=targets,
+        kind=torch.full_like(length, Kind.PREFILL),
+    )
+
+
 def blank(prompts: list[list[int]], limits: list[int], new_tokens: int, facts: Facts, draw: Draw) -> State:
     """The state before the first forward: prompts at the left, open positions behind, rows padded on the right.
 

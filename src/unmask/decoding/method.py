@@ -17,6 +17,7 @@ from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.errors import UnmaskError, unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Self
 
     from unmask.models.families import Family
@@ -90,6 +91,25 @@ class Method(Generic[S]):
     def commit(self, state: S, forward: Forward, scores: Scores) -> S:
         """Which positions become tokens and how far the window moves. Called after the prefill too."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blockwise(Method[S]):
+    """Base of methods that work through blocks at absolute multiples of a size the model was trained with."""
+
+    block_size: int | None = option(None, "tokens a block; None: as trained", alias=("block_length", "bd_size"), low=1)
+
+    @property
+    def size(self) -> int:
+        """The block size after `bind`."""
+        return resolve(self.block_size, 1)
+
+    def limit(self, prompt: int, new_tokens: int) -> int:
+        return round_up(prompt + new_tokens, self.size)
+
+    def first_block(self, state: State) -> Tensor:
+        """Where the first block with an open position begins [B]; the prompt tokens before it are whole blocks."""
+        return state.prompt // self.size * self.size
 
 
 def extend(cls: type[S], state: State, **more: Any) -> S:
