@@ -111,13 +111,17 @@ def _failures(model: Transformer, case: Case, atol: float | None) -> Iterator[st
     yield from min(found, key=len)
 
 
+def _default_tolerance() -> float:
+    """1e-4; before torch 2.13, which made the records, other kernels ran: one logit in 60,000 differs by 1.07e-4
+    there, less than the 1.3e-4 by which the records themselves lie from float64."""
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    return 1e-4 if (major, minor) >= (2, 13) else 1.5e-4
+
+
 def _compare(
     name: str, ours: Tensor, official: Tensor, atol: float | None, where: Tensor | None = None
 ) -> Iterator[str]:
-    # 1e-4, and in rows whose largest logit exceeds 50 float32's share of it: torch 2.6 lies 1.07e-4 from torch 2.13
-    # there.
-    scale = official.abs().amax(-1, keepdim=True).expand_as(official)
-    allowed = (3e-6 * scale).clamp(min=1e-4) if atol is None else torch.full_like(official, atol)
+    allowed = _default_tolerance() if atol is None else atol
     excess = ((ours - official).abs() - allowed).amax(-1)
     worst = float(excess.max() if where is None else excess[where].max())
     if not worst <= 0:
