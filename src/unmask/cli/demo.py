@@ -6,6 +6,7 @@ unmask demo --problem 3
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,11 +30,14 @@ def demo(
     pause: Annotated[float, typer.Option(min=0.0, help="Seconds to wait after each forward, for the eye.")] = 0.3,
     method: MethodOpt = None,
     set_: SetOpt = None,
+    svg: Annotated[Path | None, typer.Option(help="Also draw what is printed into this SVG file.")] = None,
 ) -> None:
     """Let nano solve a word problem it has not seen, and count its forwards beside nano-ar's."""
+    from unmask.cli.view import clean
     from unmask.tasks import get_task
 
     out = Output.make()
+    out.console.record = svg is not None
     settings = Settings.given(method, set_ or [])
     task = get_task("wordmath")
     asked = next(task.generate("test", 1, start=problem))
@@ -44,13 +48,15 @@ def demo(
     for number in _chosen(len(result.trace)):
         out.console.print(_frame(lm, result, number))
     out.console.print()
-    out.text(result.text)
+    out.console.print(Text(clean(result.text), overflow="fold"))
     verdict = "right" if task.check(asked, result.text) else "wrong"
     out.console.print(Text(f"expected {asked.answer}: {verdict}", style="green" if verdict == "right" else "red"))
     out.console.print(Text("nano     " + counter_line(result), style="dim"))
     baseline = load("nano-ar", out, adapter=None, device=None, dtype="auto")
     plain = decode(baseline, [asked.question], method="autoregressive")[0]
     out.console.print(Text("nano-ar  " + counter_line(plain), style="dim"))
+    if svg is not None:
+        svg.write_text(out.console.export_svg(title="unmask demo"))
 
 
 class Slow:
