@@ -1,20 +1,37 @@
 """The word problems are right, repeatable, well formed, and the splits share nothing."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from random import Random
 
 import pytest
 
 from unmask.errors import UnmaskError
 from unmask.tasks import get_task, wordmath
-from unmask.tasks.wordmath.grammar import POOLS, Noun, plural
+from unmask.tasks.wordmath.grammar import QUESTION_FIRST, choose_wording, expand
+from unmask.tasks.wordmath.nouns import POOLS, Noun, plural
+from unmask.tasks.wordmath.people import PEOPLE
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
-FROZEN_QUESTION = "Carlo buys 7 hats for $2 each and pays with $200. How much change does he get?"
-FROZEN_SOLUTION = """Cost of the hats: 7 * 2 = 14 dollars.
-Money left: 200 - 14 = 186 dollars.
-#### 186"""
-NOUNS = {n.one for pool in POOLS.values() for n in pool} - {"fish", "sheep"}
+FROZEN_QUESTION = (
+    "All three count their magnets: Luis has 39, Naomi has 12 more than Luis, and Jacob has 5 times as many as Naomi. "
+    "How many are there?"
+)
+FROZEN_SOLUTION = """Naomi's magnets: 39 + 12 = 51 magnets.
+Jacob's magnets: 51 * 5 = 255 magnets.
+Luis and Naomi together: 39 + 51 = 90 magnets.
+All three: 90 + 255 = 345 magnets.
+#### 345"""
+NOUNS = {n.one for pool in POOLS.values() for n in pool} - {"fish", "goldfish", "sheep", "deer", "bison"}
+FORMS = sorted({f for n in NOUNS for f in (n, plural(n))}, key=len, reverse=True)
+WORDS = re.compile(rf"\b({'|'.join(FORMS)})\b", re.IGNORECASE)
+NAMES = re.compile(rf"\b({'|'.join(p.name for p in PEOPLE)})\b")
+PRONOUNS = re.compile(r"\b(he|she|his|her|him)\b", re.IGNORECASE)
+
+
+def surface(question: str) -> str:
+    """The wording alone: numbers, names, pronouns and nouns replaced by marks."""
+    return re.sub(r"\d+", "0", PRONOUNS.sub("p", NAMES.sub("P", WORDS.sub("N", question))))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +101,7 @@ def test_nouns_agree_with_their_numbers(train, test):
         text = problem.question + "\n" + problem.solution
         assert "{" not in text and "[" not in text and "|" not in text
         assert text[0].isupper() or text[0].isdigit()
-        assert not re.search(r"\b[Aa] [aeiou]", text.replace("a uni", "")), problem
+        assert not re.search(r"\b[Aa] [aeiou]", text.replace("a one-time", "")), problem
         for number, noun in re.findall(r"(?<![\d$])\b(\d+) ((?:[a-z]+ )?[a-z]+)", text):
             if noun in NOUNS:
                 assert number == "1", problem
@@ -101,6 +118,8 @@ def test_nouns_agree_with_their_numbers(train, test):
         ("child", "children"),
         ("tomato", "tomatoes"),
         ("bus", "buses"),
+        ("scarf", "scarves"),
+        ("guinea pig", "guinea pigs"),
     ],
 )
 def test_plurals(one, many):
@@ -118,6 +137,54 @@ def test_every_template_occurs_and_held_out_ones_only_outside_training(train, te
     assert held <= {p.template for p in unseen}
     assert 0.01 < sum(p.held_out for p in test) / len(test) < 0.03
     assert all(p.held_out for p in unseen)
+
+
+def test_every_situation_has_many_surface_forms():
+    forms = defaultdict(set)
+    for problem in wordmath.generate("train", 30_000):
+        forms[problem.template].add(surface(problem.question))
+    counts = sorted(len(f) for f in forms.values())
+    assert counts[0] >= 20
+    assert counts[len(counts) // 2] >= 150
+
+
+def test_held_out_wordings_never_occur_in_training(train):
+    unseen = {surface(p.question) for p in wordmath.generate("unseen", 1_000)}
+    assert unseen.isdisjoint(surface(p.question) for p in train)
+
+
+def test_sentences_begin_with_capitals_and_spaces_are_single(train):
+    for problem in train:
+        assert not re.search(r"  | [.,?]|[.?] [a-z]|\?\?|\.\.", problem.question), problem
+        assert problem.question[-1] in ".?"
+        assert len(problem.question.split()) <= 60
+
+
+def test_solutions_do_not_depend_on_the_wording():
+    for template in wordmath.TEMPLATES:
+        context = template.context(Random(template.name))
+        rng = Random(1)
+        solution = template.solution(context)
+        questions = {template.question(w, context, rng) for w in template.wordings for _ in range(3)}
+        assert len(questions) > 5
+        assert template.solution(context) == solution
+
+
+def test_choices_nest_and_the_question_may_stand_first():
+    rng = Random(0)
+    drawn = {choose_wording("a [b|c [d|e]|]f", rng) for _ in range(100)}
+    assert drawn == {"a bf", "a c df", "a c ef", "a f"}
+    orders = Counter(choose_wording("{A} sings. // Is {A.his} song {A.his}?", rng) for _ in range(1000))
+    assert set(orders) == {"{A} sings. Is {A.his} song {A.his}?", "Is {A}'s song {A.his}? {A} sings."}
+    assert abs(orders["Is {A}'s song {A.his}? {A} sings."] / 1000 - QUESTION_FIRST) < 0.05
+    assert expand("<at p>") == "[at|for] {p:$} [each|apiece]"
+
+
+def test_names_and_nouns_are_many_and_differ():
+    names = [p.name for p in PEOPLE]
+    assert len(names) == len(set(names)) >= 245
+    assert {"Tom", "Sam", "Anna", "Ben", "Lucy"} <= set(names)
+    assert all(len(pool) == len(set(pool)) for pool in POOLS.values())
 
 
 def test_template_names_are_unique_and_there_are_many():

@@ -1,6 +1,6 @@
 """`wordmath`: grade-school word problems with step-by-step solutions and a whole-number answer, by program.
 
-About 75 situations in several wordings each, two to five steps, all numbers between 1 and 9999. Made for
+About 75 situations in hundreds of wordings each, two to five steps, all numbers between 1 and 9999. Made for
 training small models and for measuring how answers suffer when tokens are decoded in parallel: every answer
 can be checked.
 
@@ -20,18 +20,25 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, get_args
 
 from unmask.errors import unknown
-from unmask.tasks.wordmath import measures, money, things
+from unmask.tasks.wordmath import measures, money, plain, things, wordings_measures, wordings_money, wordings_things
 from unmask.tasks.wordmath.grammar import pick
 from unmask.tasks.wordmath.template import Template
 
 Split = Literal["train", "validation", "test", "unseen"]
 
-TEMPLATES: tuple[Template, ...] = money.TEMPLATES + things.TEMPLATES + measures.TEMPLATES
+_MORE = wordings_money.MORE | wordings_things.MORE | wordings_measures.MORE
+
+TEMPLATES: tuple[Template, ...] = (
+    tuple(
+        replace(t, wordings=t.wordings + _MORE[t.name]) for t in money.TEMPLATES + things.TEMPLATES + measures.TEMPLATES
+    )
+    + plain.TEMPLATES
+)
 HELD_OUT: tuple[Template, ...] = money.HELD_OUT + things.HELD_OUT + measures.HELD_OUT
 HELD_OUT_SHARE = {"train": 0.0, "validation": 0.02, "test": 0.02, "unseen": 1.0}
 

@@ -1,20 +1,29 @@
-"""Words of the `wordmath` problems: names with pronouns, nouns with plurals, a small template language.
+"""The small language of the `wordmath` templates.
 
 In a template `{a}` is a number, `{a:pen}` a number with its noun ("1 pen", "3 pens"), `{a:item}` the same
 with a noun drawn for this problem, `{a:$}` money ("$12"), `{A}` a person, `{A.he}` a pronoun ({A.He} at the
 start of a sentence), `{item}` the plural of a drawn noun, `{item:one}` its singular, `{item:an}` the singular
 with its article, `{item:Many}` the plural with a capital.
-`[x|y]` is one of several wordings.
+A longer word that names nothing stands for itself, so that phrases take "{item}" and "{bags}" alike.
+`[x|y]` is one of several wordings; choices may stand inside choices, and a side may be empty.
+`facts // question` mostly puts the facts first and sometimes the question, which then names the people.
+`<name argument ...>` is a phrase of `phrases.PHRASES`. Every sentence begins with a capital by itself.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import TypeVar
 
+from unmask.tasks.wordmath.nouns import Noun, plural
+from unmask.tasks.wordmath.people import Person
+from unmask.tasks.wordmath.phrases import PHRASES
+
 T = TypeVar("T")
+
+QUESTION_FIRST = 0.15
 
 
 def pick(rng: Random, options: tuple[T, ...]) -> T:
@@ -27,122 +36,111 @@ def between(rng: Random, low: int, high: int) -> int:
     return low + int(rng.random() * (high - low + 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
-    """A name with its pronouns: "he" or "she", "his" or "her", "him" or "her"."""
-
-    name: str
-    he: str
-    his: str
-    him: str
-
-    def form(self, spec: str) -> str:
-        """The name (empty spec) or a pronoun; a capital in the spec gives a capital."""
-        forms = {"": self.name, "he": self.he, "his": self.his, "him": self.him}
-        forms |= {"He": self.he.capitalize(), "His": self.his.capitalize()}
-        return forms[spec]
-
-
-@dataclass(frozen=True, slots=True)
-class Noun:
-    """A countable noun, kept in the singular."""
-
-    one: str
-
-    def count(self, number: int) -> str:
-        """The noun as it stands behind a number."""
-        return self.one if number == 1 else plural(self.one)
-
-
-IRREGULAR = {
-    "child": "children",
-    "loaf": "loaves",
-    "shelf": "shelves",
-    "goose": "geese",
-    "tomato": "tomatoes",
-    "potato": "potatoes",
-    "fish": "fish",
-    "sheep": "sheep",
-    "foot": "feet",
-    "person": "people",
-}
-
-
-def plural(noun: str) -> str:
-    """The plural of a noun; of several words the last one changes ("apple tree" -> "apple trees")."""
-    head, _, last = noun.rpartition(" ")
-    if last in IRREGULAR:
-        last = IRREGULAR[last]
-    elif last.endswith(("s", "x", "ch", "sh")):
-        last += "es"
-    elif last.endswith("y") and last[-2] not in "aeiou":
-        last = last[:-1] + "ies"
-    else:
-        last += "s"
-    return f"{head} {last}" if head else last
-
-
-_FEMALE = (
-    "Mia Anna Lena Sofia Clara Emma Nora Ruth Ida Eva Lucy Maya Zoe Alice Grace Hannah Julia Kate Laura "
-    "Maria Nina Olivia Priya Rosa Sara Tara Vera Wendy Yuki Amina Bella Carmen Diana Elena Fatima Greta Helen "
-    "Ingrid Jane Karin"
-)
-_MALE = (
-    "Tom Ben Paul Leo Max Jack Adam Omar Ivan Karl Noah Peter Ravi Sam Victor Ali Bruno Carlo Daniel Erik "
-    "Felix George Hugo Ian Jonah Kevin Liam Martin Nico Oscar Pablo Quentin Robert Simon Theo Umar "
-    "Walter Yusuf Arthur Diego"
-)
-PEOPLE = tuple(Person(n, "she", "her", "her") for n in _FEMALE.split()) + tuple(
-    Person(n, "he", "his", "him") for n in _MALE.split()
-)
-
-POOLS: dict[str, tuple[Noun, ...]] = {
-    name: tuple(Noun(word.strip()) for word in words.split(","))
-    for name, words in {
-        "stationery": "pen, pencil, notebook, ruler, eraser, marker, folder, brush, envelope, crayon",
-        "clothes": "shirt, hat, jacket, sweater, belt, skirt, cap, tie, dress",
-        "fruit": "apple, pear, orange, peach, plum, lemon, mango, melon, banana, fig",
-        "vegetable": "carrot, cucumber, tomato, potato, onion, pumpkin, cabbage, turnip, leek, pepper",
-        "toy": "marble, sticker, toy car, card, stamp, shell, coin, bead, button, badge",
-        "sweet": "candy, cookie, toffee, chocolate, muffin, cupcake, biscuit, lollipop, brownie, caramel",
-        "baked": "cookie, muffin, cupcake, biscuit, brownie, scone, pretzel, bun",
-        "bread": "roll, bagel, loaf, bun, pretzel, croissant, pie, scone",
-        "flower": "rose, tulip, daisy, lily, orchid, sunflower, violet, carnation",
-        "tree": "apple tree, pear tree, cherry tree, plum tree, olive tree, lemon tree, fig tree",
-        "animal": "cow, goat, sheep, horse, pig, donkey",
-        "bird": "hen, duck, goose, turkey",
-        "pet": "fish, turtle, rabbit, parrot, hamster, canary, frog",
-        "box": "box, bag, crate, basket, carton, pack",
-        "goal": "bicycle, guitar, camera, tent, tablet, drum, telescope, skateboard, piano keyboard, kayak",
-        "machine": "machine, robot, printer, press",
-        "made": "toy, bottle, bolt, cup, chair, lamp, plate, tile, spoon, clock",
-        "book": "book, comic, magazine, atlas, novel, diary",
-        "vehicle": "car, van, truck, motorbike",
-        "game": "game, book, puzzle, model kit, kite, ball",
-    }.items()
-}
-
 Context = dict[str, "int | Person | Noun"]
 
-_CHOICE = re.compile(r"\[([^\[\]]*)\]")
+# A text with choices: plain text, or alternatives that are such texts again.
+Pattern = tuple["str | tuple[Pattern, ...]", ...]
+
+_PHRASE = re.compile(r"<([^<>]*)>")
+_TOKEN = re.compile(r"[\[\]|]|[^\[\]|]+")
+_PRONOUN = re.compile(r"\{([A-Z])(?:\.(\w+))?\}")
+_SENTENCE = re.compile(r"[.?!] [a-z]")
 _FIELD = re.compile(r"\{(\w+)(?:([.:])([^{}]+))?\}")
 
 
+def expand(text: str) -> str:
+    """Replaces every `<name argument ...>` by its phrase, until none is left."""
+    while "<" in text:
+        text = _PHRASE.sub(_phrase, text)
+    return text
+
+
+def _phrase(match: re.Match[str]) -> str:
+    name, _, rest = match[1].partition(" ")
+    text = PHRASES[name].replace("%*", rest)
+    for number, argument in enumerate(rest.split(), 1):
+        text = text.replace(f"%{number}", argument)
+    assert "%" not in text, match[0]
+    return text
+
+
+@cache
+def _parts(text: str) -> tuple[Pattern, ...]:
+    return tuple(_compile(part) for part in text.split(" // "))
+
+
+def _compile(text: str) -> Pattern:
+    open_choices: list[list[list[str | tuple[Pattern, ...]]]] = [[[]]]
+    for token in _TOKEN.findall(text):
+        if token == "[":
+            open_choices.append([[]])
+        elif token == "|" and len(open_choices) > 1:
+            open_choices[-1].append([])
+        elif token == "]":
+            choice = tuple(tuple(alternative) for alternative in open_choices.pop())
+            open_choices[-1][-1].append(choice)
+        else:
+            open_choices[-1][-1].append(token)
+    assert len(open_choices) == 1, text
+    return tuple(open_choices[0][0])
+
+
 def choose_wording(text: str, rng: Random) -> str:
-    """Replaces every `[x|y]` by one of its wordings."""
-    return _CHOICE.sub(lambda match: pick(rng, tuple(match[1].split("|"))), text)
+    """Replaces every `[x|y]` by one of its wordings and puts facts and question in order."""
+    parts = _parts(text)
+    chosen: list[str] = []
+    _choose(parts[0], rng, chosen)
+    if len(parts) == 1:
+        return "".join(chosen)
+    facts, chosen = "".join(chosen), []
+    _choose(parts[1], rng, chosen)
+    question = "".join(chosen)
+    if rng.random() < QUESTION_FIRST:
+        return f"{_with_names(question)} {facts}"
+    return f"{facts} {question}"
+
+
+def _choose(pattern: Pattern, rng: Random, chosen: list[str]) -> None:
+    for part in pattern:
+        if isinstance(part, str):
+            chosen.append(part)
+        else:
+            _choose(part[int(rng.random() * len(part))], rng, chosen)
+
+
+def _with_names(text: str) -> str:
+    seen: set[str] = set()
+
+    def name(match: re.Match[str]) -> str:
+        if match[1] in seen:
+            return match[0]
+        seen.add(match[1])
+        return f"{{{match[1]}}}'s" if match[2] in ("his", "His") else f"{{{match[1]}}}"
+
+    return _PRONOUN.sub(name, text)
+
+
+def capitals(text: str) -> str:
+    """The text with a capital at the start of every sentence."""
+    return _SENTENCE.sub(lambda match: match[0].upper(), text[0].upper() + text[1:])
 
 
 def fill(text: str, context: Context) -> str:
     """Replaces every `{...}` field (see the module docstring)."""
-    return _FIELD.sub(lambda match: _field(context[match[1]], match[3] or "", context), text)
+    return _FIELD.sub(lambda match: _field(_value(match[1], context), match[3] or "", context), text)
 
 
-def _field(value: int | Person | Noun, spec: str, context: Context) -> str:
+def _value(name: str, context: Context) -> int | Person | Noun | str:
+    return name if len(name) > 1 and name not in context else context[name]
+
+
+def _field(value: int | Person | Noun | str, spec: str, context: Context) -> str:
     if isinstance(value, int):
         return _number(value, spec, context)
     if isinstance(value, Person):
         return value.form(spec)
+    if isinstance(value, str):
+        return value
     if spec == "an":
         return f"{'an' if value.one[0] in 'aeiou' else 'a'} {value.one}"
     if spec == "one":

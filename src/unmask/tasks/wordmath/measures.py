@@ -43,7 +43,7 @@ TEMPLATES: tuple[Template, ...] = (
         (
             "{A}'s {vehicle:one} goes {k} km on one litre. The tank holds {t:litre}. {A.He} has driven {d} km with a full tank. "
             "How many more kilometres can {A.he} go?",
-            "A {vehicle:one} needs one litre for {k} km. It starts with {t:litre} and goes {d} km. How many kilometres can it still go?",
+            "{vehicle:an} needs one litre for {k} km. It starts with {t:litre} and goes {d} km. How many kilometres can it still go?",
         ),
         ("x = k * t | kilometre | Range", "r = x - d | kilometre | Kilometres left"),
         "vehicle=vehicle",
@@ -256,7 +256,7 @@ TEMPLATES: tuple[Template, ...] = (
         "factory",
         "m=12..60 h=2..8 d=2..6 b=5..60",
         (
-            "A {machine:one} makes {m:item} an hour and runs {h:hour} a day. In {d:day}, {b:item} are broken. How many good {item} are there?",
+            "{machine:an} makes {m:item} an hour and runs {h:hour} a day. In {d:day}, {b:item} are broken. How many good {item} are there?",
             "{A}'s {machine:one} runs {h:hour} a day and makes {m:item} an hour. After {d:day}, {b} of the {item} are thrown away. "
             "How many {item} are left?",
         ),

@@ -103,15 +103,15 @@ TEMPLATES: tuple[Template, ...] = (
         "save-goal",
         "w=5..25 _n=w*2..9 s=10..99 c=s+_n",
         (
-            "{A} wants to buy a {item:one} that costs {c:$}. {A.He} has {s:$} and saves {w:$} a week. "
+            "{A} wants to buy {item:an} that costs {c:$}. {A.He} has {s:$} and saves {w:$} a week. "
             "[How many weeks must {A.he} save?|In how many weeks can {A.he} buy it?]",
-            "A {item:one} costs {c:$}. {A} already has {s:$}. If {A.he} saves {w:$} [each|every] week, how many weeks does {A.he} need?",
-            "{A} has saved {s:$} for a {item:one} and saves {w:$} more every week. How many weeks are left if the {item:one} costs {c:$}?",
+            "{item:an} costs {c:$}. {A} already has {s:$}. If {A.he} saves {w:$} [each|every] week, how many weeks does {A.he} need?",
+            "{A} has saved {s:$} for {item:an} and saves {w:$} more every week. How many weeks are left if the {item:one} costs {c:$}?",
         ),
         ("m = c - s | dollar | Money missing", "n = m / w | week | Weeks needed"),
         "item=goal",
         (
-            "For a {item:one} at {c:$}, {A} has put aside {s:$} so far. {A.He} adds {w:$} a week. How many more weeks does that take?",
+            "For {item:an} at {c:$}, {A} has put aside {s:$} so far. {A.He} adds {w:$} a week. How many more weeks does that take?",
         ),
     ),
     Template(

@@ -17,16 +17,9 @@ import re
 from dataclasses import dataclass, field
 from random import Random
 
-from unmask.tasks.wordmath.grammar import (
-    PEOPLE,
-    POOLS,
-    Context,
-    between,
-    choose_wording,
-    fill,
-    noun,
-    pick,
-)
+from unmask.tasks.wordmath.grammar import Context, between, capitals, choose_wording, expand, fill, noun, pick
+from unmask.tasks.wordmath.nouns import POOLS
+from unmask.tasks.wordmath.people import PEOPLE
 
 LARGEST = 9999
 _DRAW = re.compile(r"(?:(\w+)\*)?(\d+)\.\.(\d+)")
@@ -85,6 +78,7 @@ class Template:
 
     def __post_init__(self) -> None:
         assert 2 <= len(self.steps) <= 5, self.name
+        object.__setattr__(self, "wordings", tuple(expand(w) for w in self.wordings))
         people = sorted({p for text in (*self.wordings, *self.held, *self.steps) for p in _PERSON.findall(text)})
         object.__setattr__(self, "parsed", tuple(Step.parse(s) for s in self.steps))
         object.__setattr__(self, "draws", _pairs(self.numbers))
@@ -97,9 +91,11 @@ class Template:
         while numbers is None:
             numbers = self._numbers(rng)
         context: Context = dict(numbers)
-        people = list(PEOPLE)
         for name in self.people:
-            context[name] = people.pop(between(rng, 0, len(people) - 1))
+            person = pick(rng, PEOPLE)
+            while person in context.values():
+                person = pick(rng, PEOPLE)
+            context[name] = person
         for name, pool in self.pools:
             taken = list(context.values())
             context[name] = pick(rng, tuple(n for n in POOLS[pool] if n not in taken))
@@ -119,9 +115,8 @@ class Template:
         return values
 
     def question(self, wording: str, context: Context, rng: Random) -> str:
-        """The wording with its fields filled; the first letter is a capital."""
-        text = fill(choose_wording(wording, rng), context)
-        return text[0].upper() + text[1:]
+        """The wording with its choices made and its fields filled."""
+        return capitals(fill(choose_wording(wording, rng), context))
 
     def solution(self, context: Context) -> str:
         lines = [step.line(context) for step in self.parsed]

@@ -281,7 +281,7 @@ TEMPLATES: tuple[Template, ...] = (
             "y = x + r | item | {item:Many} in all",
             "z = y - g | item | {item:Many} left",
         ),
-        "item=toy",
+        "item=album",
     ),
     Template(
         "puzzle",
