@@ -144,3 +144,13 @@ def test_uniform_numbers_are_uniform_and_differ_in_every_argument():
     ):
         assert abs(torch.corrcoef(torch.stack([u[0], other[0]]))[0, 1].item()) < 0.05
     assert torch.equal(u, uniform(torch.tensor([3]), torch.tensor([0]), at))
+
+
+def test_with_two_tokens_probability_margin_and_entropy_rank_positions_alike():
+    logits = torch.randn(3, 40, 2, generator=torch.Generator().manual_seed(0))
+    at = torch.arange(40).expand(3, -1)
+    orders = [
+        score(logits, ScoreRule(rank=rank), draw(rows=3), torch.zeros(3).long(), at).score.argsort(-1).tolist()
+        for rank in ("prob", "margin", "entropy")
+    ]
+    assert orders[0] == orders[1] == orders[2]

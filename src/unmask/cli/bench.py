@@ -83,14 +83,15 @@ def _title(contender: Contender) -> str:
 
 def _table(contenders: list[Contender], summaries: list[dict[str, Any]]) -> Table:
     """One row a contender; the last column is the speed beside the last one's."""
-    table = Table("model", "method", "correct", "accuracy", "unseen", "tokens", "forwards", "TPF", "tok/s", "x")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("model", "method", "correct", "unseen", "tokens", "forwards", "TPF", "tok/s", "x"):
+        table.add_column(column, no_wrap=True)
     base = summaries[-1]["tokens_per_second"] or 1.0
     for c, s in zip(contenders, summaries):
         unseen = "" if s["accuracy_unseen_wordings"] is None else f"{s['accuracy_unseen_wordings']:.1f} %"
         table.add_row(
             c.name,
             c.method,
-            f"{s['correct']}/{s['problems']}",
             f"{s['accuracy']:.1f} %",
             unseen,
             str(s["tokens"]),

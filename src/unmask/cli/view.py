@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask.cli.detokenize import Decode, Detokenizer
 
-DRAFT = "cyan dim"
+DRAFT = "cyan"
 OPEN = "dim"
 COLUMN = 30  # narrower panes are stacked rather than put side by side
 # Control characters would move the cursor or worse; new lines and tabs stay.
