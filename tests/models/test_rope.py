@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -52,6 +53,8 @@ SCALINGS = {
 @pytest.mark.parametrize("name", SCALINGS)
 def test_frequencies_equal_transformers(name):
     scaling = SCALINGS[name]
+    if "truncate" in scaling and int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("this transformers ignores truncate")
     theirs_config = LlamaConfig(
         hidden_size=64, num_attention_heads=2, max_position_embeddings=256, rope_scaling=dict(scaling)
     )
