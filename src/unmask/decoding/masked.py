@@ -67,7 +67,7 @@ class Masked(Method[State]):
         if family.attention != "full":
             raise UnmaskError(
                 f"masked: this {family.name} model was trained with {family.attention} attention, this method shows it "
-                "the whole canvas; use block_diffusion or fast_dllm_v2"
+                f"the whole canvas; use {'fast_dllm_v2' if family.shift else 'block_diffusion'}"
             )
         timed = bool(family.shift) if self.schedule is None else self.schedule == "timestep"
         block, steps = resolve(self.block_size, new_tokens), resolve(self.steps, new_tokens)
