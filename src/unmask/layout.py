@@ -17,6 +17,7 @@ G K/V heads, D head size, C hidden size, V vocabulary, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,10 +41,14 @@ class Layout:
 
     def batch(self, rows: int) -> Layout:
         """The same layout for each of `rows` rows: [W] becomes [rows, W]."""
-        return Layout(*(x.expand(rows, -1) for x in (self.order, self.lane, self.segment, self.positions)))
+        return self.map(lambda x: x.expand(rows, -1))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
+        """The layout with the same change made to each of its tensors."""
+        return Layout(change(self.order), change(self.lane), change(self.segment), change(self.positions))
 
     def to(self, device: torch.device | str) -> Layout:
-        return Layout(*(x.to(device) for x in (self.order, self.lane, self.segment, self.positions)))
+        return self.map(lambda x: x.to(device))
 
     def with_padding(self, valid: Tensor) -> Layout:
         """Moves the tokens where `valid` (bool, broadcastable) is False to the padding segment."""

@@ -95,7 +95,7 @@ def decode(
     while numbers:
         prefilling = forward is not None
         forward = _trim(forward if forward is not None else method.plan(state))
-        scores = _forward(model, cache, method, state, forward)
+        scores = _forward(model, cache, method, state, forward, numbers)
         before = state
         state = method.commit(state, forward, scores)
         state = replace(state, step=state.step + (0 if prefilling else 1))
@@ -113,14 +113,10 @@ def _trim(forward: Forward) -> Forward:
     """Cuts trailing columns that no row uses: methods plan fixed shapes, the eager loop need not pay for them."""
     width = _used(forward.valid)
     rows = _used(forward.targets >= 0)
-    layout = replace(
-        forward.layout,
-        **{n: getattr(forward.layout, n)[:, :width] for n in ("order", "lane", "segment", "positions")},
-    )
     return replace(
         forward,
         tokens=forward.tokens[:, :width],
-        layout=layout,
+        layout=forward.layout.map(lambda x: x[:, :width]),
         store=forward.store[:, :width],
         rows=forward.rows[:, :rows],
         targets=forward.targets[:, :rows],
@@ -134,7 +130,14 @@ def _used(columns: Tensor) -> int:
     return int(found[-1]) + 1 if len(found) else 0
 
 
-def _forward(model: Transformer, cache: ContiguousCache, method: Method[Any], state: State, forward: Forward) -> Scores:
+def _forward(
+    model: Transformer,
+    cache: ContiguousCache,
+    method: Method[Any],
+    state: State,
+    forward: Forward,
+    numbers: list[int],
+) -> Scores:
     with torch.inference_mode():
         logits = _logits(model, cache, forward).float()
         if forward.carry is not None:
@@ -142,7 +145,7 @@ def _forward(model: Transformer, cache: ContiguousCache, method: Method[Any], st
             logits = torch.where(from_carry, forward.carry.unsqueeze(1), logits)
         used = forward.targets >= 0
         if not bool((logits.isfinite().all(-1) | ~used).all()):
-            raise _not_finite(model, cache, forward, logits)
+            raise _not_finite(model, cache, forward, logits, numbers)
         return score(logits, method.score_rule(state), state.draw, state.step, forward.targets)
 
 
@@ -153,16 +156,16 @@ def _logits(model: Transformer, cache: ContiguousCache, forward: Forward) -> Ten
         attend = cache.window(forward.layout, forward.visible, forward.store)
         return model(forward.tokens, positions, attend, rows)
     # Both views of a row share layout and length; guidance is defined without a cache alone.
-    twice = forward.layout.__class__(
-        *(torch.cat([x, x]) for x in (forward.layout.order, forward.layout.lane, forward.layout.segment, positions))
-    )
+    twice = forward.layout.map(lambda x: torch.cat([x, x]))
     attend = cache.window(twice, torch.cat([forward.visible] * 2), torch.cat([forward.store] * 2))
     both = model(torch.cat([forward.tokens, forward.guide]), twice.positions, attend, torch.cat([rows, rows]))
     with_prompt, without = both.chunk(2)
     return without + (1 + forward.guide_scale) * (with_prompt - without)
 
 
-def _not_finite(model: Transformer, cache: ContiguousCache, forward: Forward, logits: Tensor) -> UnmaskError:
+def _not_finite(
+    model: Transformer, cache: ContiguousCache, forward: Forward, logits: Tensor, numbers: list[int]
+) -> UnmaskError:
     """The error that names the first layer whose input is not finite."""
     attend = cache.window(forward.layout, forward.visible, forward.store)
     found = model.first_nonfinite(forward.tokens, forward.layout.positions, attend)
@@ -170,13 +173,14 @@ def _not_finite(model: Transformer, cache: ContiguousCache, forward: Forward, lo
         row, column = ((~logits.isfinite()).any(-1) & (forward.targets >= 0)).nonzero()[0].tolist()
         position = int(forward.targets[row, column])
         return UnmaskError(
-            f"logits for position {position} of row {row} are not finite, though every layer's input is: check the head"
+            f"logits for position {position} of row {numbers[row]} are not finite, though every layer's input is: "
+            "check the head"
         )
     layer, row, column = found
     position = int(forward.layout.positions[row, column])
     return UnmaskError(
         f"logits are not finite: the input of layer {layer} is already NaN or infinite at position {position} "
-        f"of row {row} (token id {int(forward.tokens[row, column])})"
+        f"of row {numbers[row]} (token id {int(forward.tokens[row, column])})"
     )
 
 
