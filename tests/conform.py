@@ -121,11 +121,14 @@ def replay_file(folder: Path, path: Path) -> Outcome:
         if case.get("bug") or case.get("required") is False:
             outcome.skipped += 1
             continue
-        if train is not None:
-            difference = train(folder, case)
-        else:
-            assert run is not None
-            difference = compare(case, run(checkpoint(folder / "models" / case["model"]), case))
+        try:
+            if train is not None:
+                difference = train(folder, case)
+            else:
+                assert run is not None
+                difference = compare(case, run(checkpoint(folder / "models" / case["model"]), case))
+        except Exception as error:  # one bad case must not hide the others
+            difference = f"{type(error).__name__}: {error}"
         if difference:
             outcome.failures.append(f"     {case['id']}: {difference}")
         else:

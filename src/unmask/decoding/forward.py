@@ -49,8 +49,7 @@ class Forward:
     none. rows [B, R]: window columns whose logits are wanted, -1 = the carried row. targets [B, R]: the canvas
     position each of them speaks of, -1 = column unused. kind [B]: a Kind. carry [B, V]: logits of the last permanent
     position, remembered from the forward that committed it (token shift). guide [B, W], guide_scale: tokens of the
-    unconditional view and the weight w in zu + (1 + w)(z - zu); doubles the rows. blend [B, W, V]: a distribution to
-    mix into the input embeddings.
+    unconditional view and the weight w in zu + (1 + w)(z - zu); doubles the rows.
     """
 
     tokens: Tensor
@@ -63,7 +62,6 @@ class Forward:
     carry: Tensor | None = None
     guide: Tensor | None = None
     guide_scale: float = 0.0
-    blend: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
