@@ -96,12 +96,14 @@ class LM:
         """Decodes one prompt or a batch.
 
         Args:
-            prompt: a string, token ids, a list of chat messages, or a list of any of these for a batch of ragged
-            length. method: see `unmask methods`; None takes the checkpoint's own. max_new_tokens: default 256, or
-            what the context leaves. temperature, top_p, top_k, seed: one value, or one per prompt. Equal seeds give
-            equal text in any batch. raw: take strings as they are; otherwise a tokenizer with a chat template wraps
-            them as a user's message. streamer: a transformers streamer, or one per prompt of a batch. trace: record
-            every forward. options: the method's, under our names or the official ones.
+            prompt: a string, token ids, a list of chat messages, or a list of any of these for a ragged batch.
+            method: see `unmask methods`; None takes the checkpoint's own.
+            max_new_tokens: default 256, or what the context leaves.
+            temperature, top_p, top_k, seed: one value, or one per prompt. Equal seeds give equal text in any batch.
+            raw: take strings as they are; otherwise a tokenizer with a chat template wraps them as a user's message.
+            streamer: a transformers streamer, or one per prompt of a batch.
+            trace: record every forward.
+            options: the method's, under our names or the official ones.
 
         Returns:
             A `Generation`, or a list of them for a batch.

@@ -31,8 +31,10 @@ class Kind(IntEnum):
 class Facts:
     """What a method must know of the checkpoint.
 
-    mask_id: the token that stands for an open position (-1: the model has none); eos_ids: end tokens, the model's EOS
-    first, then ends of a turn; shift: 1 if the row at position i speaks of token i+1, else 0.
+    Attributes:
+        mask_id: the token that stands for an open position, -1 if the model has none.
+        eos_ids: end tokens, the model's EOS first, then ends of a turn.
+        shift: 1 if the row at position i speaks of token i + 1, else 0.
     """
 
     mask_id: int
@@ -44,12 +46,16 @@ class Facts:
 class Forward:
     """One model call for B rows of W window tokens, as tensors of fixed shape.
 
-    tokens [B, W]: ids. layout [B, W]: order, lane, segment (PAD = no token here) and RoPE positions. visible [B]: the
-    leading cache slots the row reads, minus those it overwrites. store [B, W]: the slot a token's K/V goes to, -1
-    none. rows [B, R]: window columns whose logits are wanted, -1 = the carried row. targets [B, R]: the canvas
-    position each of them speaks of, -1 = column unused. kind [B]: a Kind. carry [B, V]: logits of the last permanent
-    position, remembered from the forward that committed it (token shift). guide [B, W], guide_scale: tokens of the
-    unconditional view and the weight w in zu + (1 + w)(z - zu); doubles the rows.
+    Attributes:
+        tokens: [B, W] ids.
+        layout: [B, W] order, lane, segment (PAD: no token in this column) and RoPE positions.
+        visible: [B], the leading cache slots the row reads, minus those it overwrites.
+        store: [B, W], the slot a token's keys and values go to, -1 for none.
+        rows: [B, R], window columns whose logits are wanted, -1 for the carried row.
+        targets: [B, R], the canvas position each of them speaks of, -1 for an unused column.
+        kind: [B], a `Kind` each.
+        carry: [B, V], logits of the last permanent position, remembered from the forward that committed it.
+        guide, guide_scale: [B, W] tokens of the unconditional view, and the weight w in zu + (1 + w)(z - zu).
     """
 
     tokens: Tensor
@@ -73,11 +79,14 @@ class Forward:
 class State:
     """The rows being decoded. Methods extend it; every tensor has the rows first.
 
-    canvas [B, N]: token ids, the mask id at open positions. open [B, N]: still to be decided; a mask id inside the
-    prompt is not open. prompt, end, limit [B]: positions [prompt, end) are returned, [prompt, limit) exist (limit is
-    end rounded up to whole blocks). step [B]: forwards since the prefill. done [B]: needs no more. draw: sampling
-    settings of each row. new_tokens, longest: positions returned at most and length of the longest prompt, known on
-    the host.
+    Attributes:
+        canvas: [B, N] token ids, the mask id at open positions.
+        open: [B, N], still to be decided. A mask id inside the prompt is text, not open.
+        prompt, end, limit: [B]. Positions [prompt, end) are returned, [prompt, limit) exist (whole blocks).
+        step: [B], forwards since the prefill.
+        done: [B], needs no more.
+        draw: sampling settings of each row.
+        new_tokens, longest: positions returned at most, length of the longest prompt; known on the host.
     """
 
     facts: Facts

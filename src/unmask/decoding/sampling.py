@@ -22,9 +22,8 @@ class ScoreRule:
     """How a method wants its scores made.
 
     Args:
-        confidence: "filtered" takes probabilities after temperature and top-p/top-k (Dream, D2F, Fast-dLLM v2, SDAR's
-        script),
-            "raw" takes those of the untouched logits (LLaDA, SDAR's evaluation).
+        confidence: "filtered" takes probabilities after temperature and top-p/top-k (Dream, D2F, Fast-dLLM v2,
+            SDAR's script), "raw" takes those of the untouched logits (LLaDA, SDAR's evaluation).
         rank: what `Scores.score` is: the probability, the margin between the two best, or the negative entropy in nats.
         filter_greedy: apply top-p/top-k to the confidences at temperature 0 too (Dream and D2F do).
         filters: the order in which the two filters act.
