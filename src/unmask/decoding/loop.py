@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmask.cache.contiguous import ContiguousCache
 from unmask.decoding.counters import NAMES, Counters
-from unmask.decoding.forward import Facts, Forward, State, blank
+from unmask.decoding.forward import Facts, Forward, Kind, State, blank
 from unmask.decoding.method import Method
 from unmask.decoding.sampling import Draw, Scores, score
 from unmask.errors import UnmaskError
@@ -146,7 +146,9 @@ def _forward(
         used = forward.targets >= 0
         if not bool((logits.isfinite().all(-1) | ~used).all()):
             raise _not_finite(model, cache, forward, logits, numbers)
-        return score(logits, method.score_rule(state), state.draw, state.step, forward.targets)
+        # A prefill may predict positions that the first step predicts again: it is number -1, so that draws differ.
+        number = state.step - (forward.kind == Kind.PREFILL).long()
+        return score(logits, method.score_rule(state), state.draw, number, forward.targets)
 
 
 def _logits(model: Transformer, cache: ContiguousCache, forward: Forward) -> Tensor:

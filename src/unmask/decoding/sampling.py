@@ -6,7 +6,7 @@ the same tokens alone, in any batch and on any device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -41,12 +41,22 @@ class ScoreRule:
 
 @dataclass(frozen=True)
 class Draw:
-    """Sampling settings of each row: temperature [B], top_p [B] (1 = off), top_k [B] (0 = off), seed [B]."""
+    """Sampling settings of each row: temperature [B], top_p [B] (1 = off), top_k [B] (0 = off), seed [B].
+
+    Which of them any row uses is read back to the host once, here, so that no forward has to ask.
+    """
 
     temperature: Tensor
     top_p: Tensor
     top_k: Tensor
     seed: Tensor
+    stochastic: bool = field(init=False)
+    filters: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        used = {"top_p": bool((self.top_p < 1).any()), "top_k": bool((self.top_k > 0).any())}
+        object.__setattr__(self, "stochastic", bool((self.temperature > 0).any()))
+        object.__setattr__(self, "filters", frozenset(name for name, is_used in used.items() if is_used))
 
     def select(self, rows: Tensor) -> Draw:
         return Draw(self.temperature[rows], self.top_p[rows], self.top_k[rows], self.seed[rows])
@@ -100,9 +110,9 @@ def _top_k(logits: Tensor, top_k: Tensor) -> Tensor:
 def filtered(logits: Tensor, draw: Draw, order: tuple[str, str]) -> Tensor:
     """Logits [B, R, V] with what top-p and top-k drop at -inf."""
     for name in order:
-        if name == "top_p" and bool((draw.top_p < 1).any()):
+        if name == "top_p" and name in draw.filters:
             logits = _top_p(logits, draw.top_p)
-        if name == "top_k" and bool((draw.top_k > 0).any()):
+        if name == "top_k" and name in draw.filters:
             logits = _top_k(logits, draw.top_k)
     return logits
 
@@ -129,8 +139,7 @@ def score(logits: Tensor, rule: ScoreRule, draw: Draw, step: Tensor, targets: Te
     """
     allowed = _without(logits, rule.ban)
     greedy = allowed.argmax(-1)
-    hot = draw.temperature > 0
-    stochastic = bool(hot.any())
+    hot, stochastic = draw.temperature > 0, draw.stochastic
     warm = logits / torch.where(hot, draw.temperature, 1.0)[:, None, None] if stochastic else logits
     if stochastic or rule.filter_greedy:
         kept = filtered(warm, draw, rule.filters)
