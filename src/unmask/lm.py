@@ -171,33 +171,25 @@ class LM:
         longest = max(len(p) for p in prompts)
         if longest >= context:
             raise UnmaskError(f"the prompt has {longest} tokens, the context of this checkpoint is {context}")
-        if asked is None:
-            new_tokens = min(256, context - longest)
-            bound = method.bind(self.family, new_tokens)
-            over = bound.limit(longest, new_tokens) - context
-            if over > 0:  # the last block would not fit
-                new_tokens = max(new_tokens - over, 1)
-                bound = method.bind(self.family, new_tokens)
-            self._check_limit(bound, longest, new_tokens)
-            return new_tokens, bound
-        if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
             raise UnmaskError(f"max_new_tokens must be a whole number of at least 1, not {asked!r}")
-        if longest + asked > context:
+        new_tokens = min(256, context - longest) if asked is None else asked
+        if longest + new_tokens > context:
             raise UnmaskError(
                 f"prompt ({longest} tokens) and max_new_tokens ({asked}) exceed the context of {context} tokens"
             )
-        bound = method.bind(self.family, asked)
-        self._check_limit(bound, longest, asked)
-        return asked, bound
-
-    def _check_limit(self, method: Method[Any], longest: int, new_tokens: int) -> None:
-        context = self.model.config.max_positions
-        limit = method.limit(longest, new_tokens)
-        if limit > context:
+        bound = method.bind(self.family, new_tokens)
+        over = bound.limit(longest, new_tokens) - context
+        if asked is None and 0 < over < new_tokens:  # the last block would not fit
+            new_tokens -= over
+            bound = method.bind(self.family, new_tokens)
+            over = bound.limit(longest, new_tokens) - context
+        if over > 0:
             raise UnmaskError(
-                f"prompt ({longest} tokens) and max_new_tokens ({new_tokens}) take {limit} positions in whole blocks "
-                f"of {method.name}, the context is {context}"
+                f"prompt ({longest} tokens) and max_new_tokens ({new_tokens}) take {context + over} positions in whole "
+                f"blocks of {method.name}, the context is {context}"
             )
+        return new_tokens, bound
 
     def _draw(self, rows: int, temperature: Any, top_p: Any, top_k: Any, seed: Any) -> Draw:
         device = self.model.device

@@ -38,7 +38,6 @@ class Feeder:
     def __init__(self, streamers: Sequence[Streamer], prompts: list[list[int]]) -> None:
         self.streamers = streamers
         self.sent = [len(p) for p in prompts]
-        self.live = [True] * len(prompts)
         self.seconds = 0.0
         for streamer, prompt in zip(streamers, prompts):
             streamer.put(torch.tensor([prompt]))
@@ -63,6 +62,5 @@ class Feeder:
             last = int(decided[-1]) + 1
             if isinstance(streamer, DraftStreamer) and last > frontier:
                 streamer.put_draft(canvas[frontier:last])
-            if bool(state.done[i]) and self.live[number]:
-                self.live[number] = False
+            if bool(state.done[i]):  # the loop drops the row now
                 streamer.end()

@@ -66,6 +66,4 @@ class Autoregressive(Method[ARState]):
 
     def commit(self, state: ARState, forward: Forward, scores: Scores) -> ARState:
         state = state.fill(forward.targets, scores.token, torch.ones_like(forward.targets, dtype=torch.bool))
-        last = state.last + 1
-        eos = (state.first_eos() < state.end) if self.early_exit else torch.zeros_like(state.done)
-        return replace(state, last=last, done=eos | (last + 1 >= state.end))
+        return replace(state, last=state.last + 1, done=~state.unfinished())

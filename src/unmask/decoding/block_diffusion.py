@@ -121,11 +121,7 @@ class BlockDiffusion(Blockwise[BlockState]):
             return state
         steps = resolve(self.steps, 1)
         eligible = state.open_at(forward.targets)
-        left = steps - state.round.clamp(max=steps)
-        even = self.size // steps + (state.round < self.size % steps).long()
-        # A block that is out of planned steps (it began partly filled by nothing else than rounding) takes one a
-        # forward.
-        quota = torch.where(left > 0, even, 1).clamp(min=1)
+        quota = self.size // steps + (state.round < self.size % steps).long()
         chosen = self.rule()(scores.prob, scores.score, eligible, quota)
         state = state.fill(forward.targets, scores.token, chosen)
         full = forward.kind == Kind.COMMIT
