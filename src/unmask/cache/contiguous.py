@@ -42,6 +42,13 @@ class ContiguousCache:
         """Keeps these rows (int64 indices), in this order."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copies keys and values of each row from slots `source` [B, M] to slots `target` [B, M]; -1 moves nothing."""
+        row, column = (source >= 0).nonzero(as_tuple=True)
+        old, new = source[row, column], target[row, column]
+        for held in (self.keys, self.values):
+            held[:, row, :, new] = held[:, row, :, old]
+
     def window(self, layout: Layout, seen: Tensor, store: Tensor) -> Attend:
         """Attention for one forward.
 

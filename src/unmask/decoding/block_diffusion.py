@@ -22,6 +22,8 @@ from unmask.decoding.forward import Forward, Kind, State, prompt_window, window
 from unmask.decoding.method import Blockwise, extend, need_mask, option, register, resolve
 from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.decoding.select import EntropyBounded, Leftmost, Rule, Static, Threshold
+from unmask.decoding.selecting import Selecting
+from unmask.decoding.stop import Span
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class BlockState(State):
 
 @register("block_diffusion", title="SDAR / BD3-LM block diffusion", arxiv="2510.06303")
 @dataclass(frozen=True, kw_only=True)
-class BlockDiffusion(Blockwise[BlockState]):
+class BlockDiffusion(Selecting[BlockState], Blockwise[BlockState]):
     """Blocks at absolute multiples of `block_size`; a finished block gets one more forward that stores its K/V."""
 
     steps: int | None = option(
@@ -80,10 +82,13 @@ class BlockDiffusion(Blockwise[BlockState]):
     def score_rule(self, state: BlockState) -> ScoreRule:
         raw = self.confidence == "raw"
         rank = "entropy" if self.strategy == "entropy_bounded" else "prob"
-        return ScoreRule("raw" if raw else "filtered", rank, filters=("top_k", "top_p"), ban=(state.facts.mask_id,))
+        own = ScoreRule("raw" if raw else "filtered", rank, filters=("top_k", "top_p"), ban=(state.facts.mask_id,))
+        return self.ranked(own)
 
-    def rule(self) -> Rule:
-        """The selection rule of the strategy."""
+    def span(self, state: BlockState) -> Span:
+        return Span(state.start, self.size, state.round, resolve(self.steps, 1))
+
+    def own_rule(self) -> Rule:
         if self.strategy == "dynamic":
             return Threshold(self.threshold)
         if self.strategy == "entropy_bounded":
@@ -122,8 +127,8 @@ class BlockDiffusion(Blockwise[BlockState]):
         steps = resolve(self.steps, 1)
         eligible = state.open_at(forward.targets)
         quota = self.size // steps + (state.round < self.size % steps).long()
-        chosen = self.rule()(scores.prob, scores.score, eligible, quota)
-        state = state.fill(forward.targets, scores.token, chosen)
+        state, token, chosen = self.choose(state, forward, scores, eligible, quota)
+        state = state.fill(forward.targets, token, chosen)
         full = forward.kind == Kind.COMMIT
         start = torch.where(full, state.start + self.size, state.start)
         done = full & ((state.first_eos() < start) | (start >= state.limit))

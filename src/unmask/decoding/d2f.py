@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, extend, need_mask, option, register, round_up
+from unmask.decoding.method import extend, need_mask, option, register, round_up
 from unmask.decoding.sampling import ScoreRule, Scores, rank_of
-from unmask.decoding.select import Threshold
+from unmask.decoding.select import Rule, Threshold
+from unmask.decoding.selecting import Selecting
 from unmask.layout import block_index
 
 if TYPE_CHECKING:
@@ -59,8 +60,11 @@ class PipelineState(State):
 
 @register("d2f", title="Discrete Diffusion Forcing (D2F)", arxiv="2508.09192")
 @dataclass(frozen=True, kw_only=True)
-class D2F(Method[PipelineState]):
+class D2F(Selecting[PipelineState]):
     """Pipelined parallel decoding with three thresholds."""
+
+    one_block = False
+    why_not = "several blocks are in flight at once"
 
     block_size: int = option(32, "tokens a block, counted from the end of the prompt", low=1)
     add_threshold: float = option(
@@ -90,7 +94,10 @@ class D2F(Method[PipelineState]):
         return self
 
     def score_rule(self, state: PipelineState) -> ScoreRule:
-        return ScoreRule("filtered", rank_of(self.rank), filter_greedy=True, ban=(state.facts.mask_id,))
+        return self.ranked(ScoreRule("filtered", rank_of(self.rank), filter_greedy=True, ban=(state.facts.mask_id,)))
+
+    def own_rule(self) -> Rule:
+        return Threshold(self.threshold)
 
     def limit(self, prompt: int, new_tokens: int) -> int:
         return prompt + round_up(new_tokens, self.block_size)
@@ -149,7 +156,7 @@ class D2F(Method[PipelineState]):
         quota = state.active.gather(1, block.clamp(max=state.active.shape[1] - 1)).long()
         eligible = state.open_at(forward.targets)
         prob, rank, is_open = (x.reshape(-1, size) for x in (scores.prob, scores.score, eligible))
-        chosen = Threshold(self.threshold)(prob, rank, is_open, quota.reshape(-1)).view(rows, -1)
+        chosen = self.rule()(prob, rank, is_open, quota.reshape(-1)).view(rows, -1)
         carry = state.carry
         if state.facts.shift:
             at = (state.prompt + cached * size - begin).clamp(0, scores.logits.shape[1] - 1)

@@ -20,7 +20,9 @@ from torch import Tensor
 from unmask.decoding.forward import Forward, Kind, State, prompt_window, window
 from unmask.decoding.method import Blockwise, extend, need_mask, option, register, resolve
 from unmask.decoding.sampling import ScoreRule, Scores
-from unmask.decoding.select import Threshold
+from unmask.decoding.select import Rule, Threshold
+from unmask.decoding.selecting import Selecting
+from unmask.decoding.stop import Span
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
@@ -30,15 +32,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class SubBlockState(State):
     """start [B]: first position of the block in work. scratch [B]: the block's slots hold usable keys (of this block,
-    maybe stale)."""
+    maybe stale). round [B]: forwards spent on the sub-block."""
 
     start: Tensor
     scratch: Tensor
+    round: Tensor
 
 
 @register("fast_dllm_v2", title="Fast-dLLM v2: Efficient Block-Diffusion LLM", arxiv="2509.26328")
 @dataclass(frozen=True, kw_only=True)
-class FastDLLMv2(Blockwise[SubBlockState]):
+class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
     """Threshold decoding of sub-blocks; a finished block's forward stores its K/V and gives the next block's first
     token."""
 
@@ -68,10 +71,24 @@ class FastDLLMv2(Blockwise[SubBlockState]):
 
     def start(self, state: State) -> SubBlockState:
         start = self.first_block(state)
-        return extend(SubBlockState, state, start=start, scratch=torch.zeros_like(state.done))
+        return extend(
+            SubBlockState, state, start=start, scratch=torch.zeros_like(state.done), round=torch.zeros_like(start)
+        )
 
     def score_rule(self, state: SubBlockState) -> ScoreRule:
-        return ScoreRule(ban=(state.facts.mask_id,))
+        return self.ranked(ScoreRule(ban=(state.facts.mask_id,)))
+
+    def own_rule(self) -> Rule:
+        return Threshold(self.threshold)
+
+    def span(self, state: SubBlockState) -> Span:
+        return Span(self._first(state), self.sub_block_size, state.round, self.sub_block_size)
+
+    def _first(self, state: SubBlockState) -> Tensor:
+        """First position of the sub-block in work [B]."""
+        column = torch.arange(self.size, device=state.canvas.device)
+        is_open = state.open_at(state.start[:, None] + column)
+        return state.start + is_open.int().argmax(-1) // self.sub_block_size * self.sub_block_size
 
     def prefill(self, state: SubBlockState) -> Forward | None:
         width = state.longest // self.size * self.size
@@ -84,9 +101,8 @@ class FastDLLMv2(Blockwise[SubBlockState]):
     def plan(self, state: SubBlockState) -> Forward:
         block, sub = self.size, self.sub_block_size
         column = torch.arange(block, device=state.canvas.device)
-        is_open = state.open_at(state.start[:, None] + column)
-        waiting = is_open.any(-1)
-        first = state.start + is_open.int().argmax(-1) // sub * sub  # of the sub-block in work
+        waiting = state.open_at(state.start[:, None] + column).any(-1)
+        first = self._first(state)
         narrow = waiting & state.scratch & ~state.open_at(first[:, None])[:, 0]
         begin = torch.where(narrow, first, state.start)
         positions = begin[:, None] + column
@@ -113,11 +129,13 @@ class FastDLLMv2(Blockwise[SubBlockState]):
         eligible = state.open_at(forward.targets)
         bridge = (forward.kind == Kind.COMMIT) | (forward.kind == Kind.PREFILL)
         one = torch.ones_like(state.start)
-        chosen = Threshold(self.threshold)(scores.prob, scores.score, eligible, one)
-        token = torch.where(bridge[:, None], scores.greedy, scores.token) if self.greedy_bridge else scores.token
+        state, token, chosen = self.choose(state, forward, scores, eligible & ~bridge[:, None], one)
+        token = torch.where(bridge[:, None], scores.greedy, token) if self.greedy_bridge else token
         state = state.fill(forward.targets, token, torch.where(bridge[:, None], eligible, chosen))
+        begun = ~bridge & state.open_at(forward.targets).any(-1)
         full = forward.kind == Kind.COMMIT
         start = torch.where(full, state.start + self.size, state.start)
         scratch = (forward.kind == Kind.DENOISE) | (forward.kind == Kind.WINDOW)
         done = full & ((state.first_eos() < start) | (start >= state.limit))
-        return replace(state, start=start, scratch=scratch & self.sub_block_cache, done=done)
+        round_ = torch.where(begun, state.round + 1, 0)
+        return replace(state, start=start, scratch=scratch & self.sub_block_cache, round=round_, done=done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,6 +56,10 @@ class Forward:
         kind: [B], a `Kind` each.
         carry: [B, V], logits of the last permanent position, remembered from the forward that committed it.
         guide, guide_scale: [B, W] tokens of the unconditional view, and the weight w in zu + (1 + w)(z - zu).
+        blend: [B, W, C], added to the input embeddings (a distribution mixed into open positions, `Scores.soft`).
+        move: two [B, M] tensors, slots to copy keys and values from and to before the forward, -1 for none: how the
+            accepted one of several drafts becomes permanent.
+        draws: [B, R], the number under which each row's random draw is made; None: the number of the forward.
     """
 
     tokens: Tensor
@@ -68,6 +72,9 @@ class Forward:
     carry: Tensor | None = None
     guide: Tensor | None = None
     guide_scale: float = 0.0
+    blend: Tensor | None = None
+    move: tuple[Tensor, Tensor] | None = None
+    draws: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -87,6 +94,7 @@ class State:
         done: [B], needs no more.
         draw: sampling settings of each row.
         new_tokens, longest: positions returned at most, length of the longest prompt; known on the host.
+        memory: what selection and stop rules keep between forwards, rows first, under names of their own.
     """
 
     facts: Facts
@@ -100,11 +108,13 @@ class State:
     draw: Draw
     new_tokens: int
     longest: int
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     def select(self, rows: Tensor) -> Self:
         """Keeps these rows (int64 indices)."""
         kept = {f.name: value[rows] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, draw=self.draw.select(rows), **kept)
+        memory = {name: value[rows] for name, value in self.memory.items()}
+        return replace(self, draw=self.draw.select(rows), memory=memory, **kept)
 
     def fill(self, targets: Tensor, tokens: Tensor, accept: Tensor) -> Self:
         """Writes tokens [B, R] to the positions targets [B, R] where accept [B, R] holds, and closes them."""

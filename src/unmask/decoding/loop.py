@@ -27,19 +27,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TraceStep:
-    """One forward of one row: its number, kind, window [first, first + width), readable slots, and what it fixed.
+    """One forward of one row: its number, kind, window, use of the cache, and what it fixed.
 
-    Positions count from the end of the prompt.
+    Positions count from the end of the prompt. The window is [first, first + span), `width` tokens are run for it (more
+    than its span when there are copies of it). `visible` leading slots are readable, `reads` of them are read (the
+    window overwrites the others), `stores` slots are written. A confidence is None where the position was decided
+    without a score of its own.
     """
 
     forward: int
     kind: str
     first: int
+    span: int
     width: int
     visible: int
+    reads: int
+    stores: int
     positions: list[int]
     tokens: list[int]
-    confidences: list[float]
+    confidences: list[float | None]
 
 
 @dataclass(slots=True)
@@ -84,7 +90,7 @@ def decode(
         config.num_layers,
         len(prompts),
         config.num_kv_heads,
-        max(limits) if method.cached else 0,
+        max(map(method.slots, limits)) if method.cached else 0,
         config.head_dim,
         device=model.device,
         dtype=model.dtype,
@@ -95,8 +101,8 @@ def decode(
     while numbers:
         prefilling = forward is not None
         forward = _trim(forward if forward is not None else method.plan(state))
-        scores = _forward(model, cache, method, state, forward, numbers)
         before = state
+        state, scores = _forward(model, cache, method, state, forward, numbers)
         state = method.commit(state, forward, scores)
         state = replace(state, step=state.step + (0 if prefilling else 1))
         _record([out[n] for n in numbers], before, state, forward, scores, trace)
@@ -121,6 +127,8 @@ def _trim(forward: Forward) -> Forward:
         rows=forward.rows[:, :rows],
         targets=forward.targets[:, :rows],
         guide=None if forward.guide is None else forward.guide[:, :width],
+        blend=None if forward.blend is None else forward.blend[:, :width],
+        draws=None if forward.draws is None else forward.draws[:, :rows],
     )
 
 
@@ -137,8 +145,10 @@ def _forward(
     state: State,
     forward: Forward,
     numbers: list[int],
-) -> Scores:
+) -> tuple[State, Scores]:
     with torch.inference_mode():
+        if forward.move is not None:
+            cache.move(*forward.move)
         logits = _logits(model, cache, forward).float()
         if forward.carry is not None:
             from_carry = (forward.rows == -1).unsqueeze(-1)
@@ -146,9 +156,16 @@ def _forward(
         used = forward.targets >= 0
         if not bool((logits.isfinite().all(-1) | ~used).all()):
             raise _not_finite(model, cache, forward, logits, numbers)
+    # Outside of inference mode: a method may ask for gradients here.
+    state, logits = method.adjust(state, forward, logits)
+    with torch.inference_mode():
         # A prefill may predict positions that the first step predicts again: it is number -1, so that draws differ.
-        number = state.step - (forward.kind == Kind.PREFILL).long()
-        return score(logits, method.score_rule(state), state.draw, number, forward.targets)
+        number = state.step - (forward.kind == Kind.PREFILL).long() if forward.draws is None else forward.draws
+        rule = method.score_rule(state)
+        scores = score(logits, rule, state.draw, number, forward.targets)
+        if rule.soft is not None:
+            scores = replace(scores, soft=model.mix((logits / rule.soft).softmax(-1)))
+        return state, scores
 
 
 def _logits(model: Transformer, cache: ContiguousCache, forward: Forward) -> Tensor:
@@ -156,7 +173,10 @@ def _logits(model: Transformer, cache: ContiguousCache, forward: Forward) -> Ten
     positions = forward.layout.positions
     if forward.guide is None:
         attend = cache.window(forward.layout, forward.visible, forward.store)
-        return model(forward.tokens, positions, attend, rows)
+        if forward.blend is None:
+            return model(forward.tokens, positions, attend, rows)
+        mixed = model.embed(forward.tokens) + forward.blend.to(model.dtype)
+        return model(forward.tokens, positions, attend, rows, mixed)
     # Both views of a row share layout and length; guidance is defined without a cache alone.
     twice = forward.layout.map(lambda x: torch.cat([x, x]))
     attend = cache.window(twice, torch.cat([forward.visible] * 2), torch.cat([forward.store] * 2))
@@ -203,16 +223,22 @@ def _trace_step(i: int, number: int, before: State, after: State, forward: Forwa
     prompt = int(before.prompt[i])
     target = forward.targets[i].tolist()
     prob = dict(zip(target, scores.prob[i].tolist()))
-    valid = forward.valid[i]
+    place = forward.layout.positions[i][forward.valid[i]]
+    first, last = int(place.min()), int(place.max())
+    stored = forward.store[i][forward.store[i] >= 0]
+    visible = int(forward.visible[i])
     return TraceStep(
         forward=number,
         kind=NAMES[int(forward.kind[i])],
-        first=int(forward.layout.positions[i][valid].min()) - prompt,
-        width=int(valid.sum()),
-        visible=int(forward.visible[i]),
+        first=first - prompt,
+        span=last - first + 1,
+        width=len(place),
+        visible=visible,
+        reads=visible - int((stored.unique() < visible).sum()),
+        stores=len(stored),
         positions=(fixed - prompt).tolist(),
         tokens=after.canvas[i][fixed].tolist(),
-        confidences=[prob[p] for p in fixed.tolist()],
+        confidences=[prob.get(p) for p in fixed.tolist()],
     )
 
 

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, need_mask, option, register, resolve
+from unmask.decoding.method import need_mask, option, register, resolve
 from unmask.decoding.sampling import ScoreRule, Scores, rank_of, uniform
-from unmask.decoding.select import best
+from unmask.decoding.select import Rule, Static
+from unmask.decoding.selecting import Selecting
+from unmask.decoding.stop import Span
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ ALGORITHMS = {
 
 @register("masked", title="LLaDA (arXiv 2502.09992) and Dream 7B", arxiv="2508.15487")
 @dataclass(frozen=True, kw_only=True)
-class Masked(Method[State]):
+class Masked(Selecting[State]):
     """Every forward sees the whole canvas; each step commits the surest open positions of the block in work."""
 
     cached = False
@@ -81,6 +83,12 @@ class Masked(Method[State]):
             raise UnmaskError(f"masked: steps {steps} is not a multiple of the {new_tokens // block} blocks")
         if not timed and self.algorithm == "origin":
             raise UnmaskError("masked: algorithm origin is defined by schedule timestep alone; use random")
+        if self.algorithm == "origin" and (self.select is not None or self.stop is not None):
+            raise UnmaskError("masked: algorithm origin draws its positions at random; no selection or stop rule fits")
+        if self.select is not None and self.select.rank is not None and self.algorithm != "confidence":
+            raise UnmaskError(
+                f"masked: the selection rule ranks by {self.select.rank} itself; leave algorithm {self.algorithm} out"
+            )
         return replace(self, block_size=block, steps=steps, schedule="timestep" if timed else "even")
 
     def start(self, state: State) -> State:
@@ -89,25 +97,54 @@ class Masked(Method[State]):
     def score_rule(self, state: State) -> ScoreRule:
         eos = state.facts.eos_ids
         timed = self.schedule == "timestep"
-        return ScoreRule(
+        own = ScoreRule(
             "filtered" if timed else "raw",
             rank_of(self.algorithm),
             filter_greedy=timed,
             ban=(state.facts.mask_id, *(eos[:1] if self.ban_eos else ())),
             ban_confidence=eos if self.eos_last else eos[:1] if self.ban_eos else (),
         )
+        return self.ranked(own)
 
-    def _place(self, state: State) -> tuple[Tensor, Tensor, int]:
-        """First position of the block in work [B], the step inside it [B], and the steps a block has."""
+    def own_rule(self) -> Rule:
+        return Static()
+
+    def span(self, state: State) -> Span:
+        """The block in work; a stop rule counts the forwards of the whole answer."""
+        return Span(self._first(state), resolve(self.block_size, 1), state.step, resolve(self.steps, 1))
+
+    def _first(self, state: State) -> Tensor:
+        """First position of the block in work [B]: by the plan of steps, or where the first open position is when
+        another rule than the plan decides how fast blocks fill."""
         size = resolve(self.block_size, 1)
-        per_block = resolve(self.steps, 1) * size // state.new_tokens
-        return state.prompt + state.step // per_block * size, state.step % per_block, per_block
+        if self.select is None:
+            return state.prompt + state.step // self._per_block(state) * size
+        ahead = state.open.int().argmax(-1) - state.prompt
+        return state.prompt + torch.div(ahead.clamp(min=0), size, rounding_mode="floor") * size
+
+    def _per_block(self, state: State) -> int:
+        """The steps a block has."""
+        return resolve(self.steps, 1) * resolve(self.block_size, 1) // state.new_tokens
+
+    def _quota(self, state: State, eligible: Tensor) -> Tensor:
+        """How many positions this forward has to commit [B]."""
+        if self.schedule == "timestep":
+            left = eligible.sum(-1)
+            last = state.step + 1 >= resolve(self.steps, 1)
+            return torch.where(last, left, (left * self._share(state)).long())
+        size, per_block = resolve(self.block_size, 1), self._per_block(state)
+        even = torch.full_like(state.step, size // per_block)
+        if self.select is not None:
+            return even.clamp(min=1)
+        return even + (state.step % per_block < size % per_block).long()
 
     def plan(self, state: State) -> Forward:
         device = state.canvas.device
         index = torch.arange(state.canvas.shape[1], device=device).expand(len(state.prompt), -1)
-        first, _, _ = self._place(state)
-        targets = first[:, None] + torch.arange(resolve(self.block_size, 1), device=device)
+        # A stop rule takes everything that is open, so it must see all of it.
+        first = self._first(state) if self.stop is None else state.prompt
+        width = resolve(self.block_size, 1) if self.stop is None else state.new_tokens
+        targets = first[:, None] + torch.arange(width, device=device)
         forward = window(
             state,
             index,
@@ -125,31 +162,29 @@ class Masked(Method[State]):
         return forward
 
     def commit(self, state: State, forward: Forward, scores: Scores) -> State:
-        eligible = state.open_at(forward.targets)
+        first, size = self._first(state)[:, None], resolve(self.block_size, 1)
+        inside = (forward.targets >= first) & (forward.targets < first + size)
+        eligible = state.open_at(forward.targets) & inside
         noise = uniform(state.draw.seed, state.step, forward.targets, salt=1)
         rank = scores.score
         if self.algorithm == "random":
             rank = noise.to(rank.dtype)
         if self.algorithm_temperature:  # draws without replacement from softmax(rank / temperature)
             rank = rank / self.algorithm_temperature - (-noise.log()).log().to(rank.dtype)
-        if self.schedule == "timestep":
-            chosen = self._timed(state, rank, noise, eligible)
-        else:
-            _, step, per_block = self._place(state)
-            size = resolve(self.block_size, 1)
-            quota = size // per_block + (step < size % per_block).long()
-            chosen = best(rank, eligible, quota)
-        state = state.fill(forward.targets, scores.token, chosen)
-        return replace(state, done=state.step + 1 >= resolve(self.steps, 1))
-
-    def _timed(self, state: State, rank: Tensor, noise: Tensor, eligible: Tensor) -> Tensor:
-        """Dream's choice: the share 1 - t[i+1] / t[i] of what is left, all of it at the last step."""
-        steps = resolve(self.steps, 1)
-        # float32 as in the official sampler: the truncation below depends on it.
-        grid = torch.linspace(1, self.eps, steps + 1, device=rank.device)
-        share = 1 - grid[(state.step + 1).clamp(max=steps)] / grid[state.step.clamp(max=steps)]
-        last = state.step + 1 >= steps
+        last = state.step + 1 >= resolve(self.steps, 1)
         if self.algorithm == "origin":
-            return eligible & ((noise < share[:, None]) | last[:, None])
-        left = eligible.sum(-1)
-        return best(rank, eligible, torch.where(last, left, (left * share).long()))
+            token, chosen = scores.token, eligible & ((noise < self._share(state)[:, None]) | last[:, None])
+        else:
+            ranked = replace(scores, score=rank)
+            state, token, chosen = self.choose(state, forward, ranked, eligible, self._quota(state, eligible))
+        state = state.fill(forward.targets, token, chosen)
+        if self.select is not None or self.stop is not None:
+            last = ~state.unfinished()
+        return replace(state, done=last)
+
+    def _share(self, state: State) -> Tensor:
+        """The share 1 - t[i+1] / t[i] of what is left that Dream commits at this step: float [B]."""
+        steps = resolve(self.steps, 1)
+        # float32 as in the official sampler: the truncation to whole positions depends on it.
+        grid = torch.linspace(1, self.eps, steps + 1, device=state.canvas.device)
+        return 1 - grid[(state.step + 1).clamp(max=steps)] / grid[state.step.clamp(max=steps)]

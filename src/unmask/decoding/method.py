@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from unmask.decoding.forward import Forward, S, State
 from unmask.decoding.sampling import ScoreRule, Scores
+from unmask.decoding.specs import Specs
 from unmask.errors import UnmaskError, unknown
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | dict[str, str] = (),
+    specs: Specs | None = None,
 ) -> Any:
     """A dataclass field of a method with what `unmask methods` shows and what bad values are checked against.
 
@@ -38,8 +40,9 @@ def option(
         alias: the official codes' names for it.
         low, high: allowed range, both inclusive.
         choices: allowed strings; a dict maps the official codes' values to ours.
+        specs: the rules that the value is one of, given as an object or as text.
     """
-    meta = {"help": help, "alias": alias, "low": low, "high": high, "choices": choices}
+    meta = {"help": help, "alias": alias, "low": low, "high": high, "choices": choices, "specs": specs}
     return field(default=default, metadata=meta)
 
 
@@ -48,13 +51,14 @@ class Method(Generic[S]):
     """Base of all methods.
 
     Class attributes: name, title (of the paper) and arxiv are set by `register`; `cached` says whether K/V slots are
-    needed.
+    needed; `fixed` is why the method takes neither a selection nor a stop rule, where it takes none.
     """
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     arxiv: ClassVar[str] = ""
     cached: ClassVar[bool] = True
+    fixed: ClassVar[str] = "it decides by itself which positions are committed"
 
     early_exit: bool = option(
         True, "stop a row as soon as its text up to the first end token is final (never changes the text)"
@@ -62,6 +66,9 @@ class Method(Generic[S]):
 
     def __post_init__(self) -> None:
         for f in fields(self):
+            specs = f.metadata.get("specs")
+            if specs is not None:  # the way for a frozen dataclass to convert what it was given
+                object.__setattr__(self, f.name, specs.parse(getattr(self, f.name)))
             _check_value(self.name, f, getattr(self, f.name))
 
     def bind(self, family: Family, new_tokens: int) -> Self:
@@ -76,6 +83,10 @@ class Method(Generic[S]):
         """Where the canvas of a row ends: the end of its text, rounded up to whole blocks."""
         return prompt + new_tokens
 
+    def slots(self, limit: int) -> int:
+        """Cache slots of a row whose canvas ends at `limit`: those of its positions, and scratch behind them."""
+        return limit
+
     def start(self, state: State) -> S:
         """The method's own state from the blank one."""
         raise NotImplementedError
@@ -87,6 +98,10 @@ class Method(Generic[S]):
     def plan(self, state: S) -> Forward:
         """Which tokens run next, what they see, what is stored."""
         raise NotImplementedError
+
+    def adjust(self, state: S, forward: Forward, logits: Tensor) -> tuple[S, Tensor]:
+        """Changes logits [B, R, V] before they are scored. Called outside of inference mode."""
+        return state, logits
 
     def commit(self, state: S, forward: Forward, scores: Scores) -> S:
         """Which positions become tokens and how far the window moves. Called after the prefill too."""
@@ -177,6 +192,8 @@ def build(name: str, options: dict[str, Any]) -> Method[Any]:
     values: dict[str, Any] = {}
     for key, value in options.items():
         target = other.get(key, key)
+        if target in ("select", "stop") and target not in known:
+            raise UnmaskError(f"{name}: no {'selection' if target == 'select' else 'stop'} rule fits: {cls.fixed}")
         if target not in known:
             raise unknown(f"option of {name}", key, [*known, *other])
         if target in values:
@@ -193,6 +210,7 @@ def describe(cls: type[Method[Any]]) -> list[dict[str, Any]]:
         default = None if f.default is MISSING else f.default
         meta = f.metadata
         allowed = sorted(set(meta["choices"].values())) if isinstance(meta["choices"], dict) else list(meta["choices"])
+        allowed = sorted(meta["specs"].known) if meta["specs"] else allowed
         out.append(
             {
                 "name": f.name,

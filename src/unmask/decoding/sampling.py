@@ -29,6 +29,7 @@ class ScoreRule:
         filters: the order in which the two filters act.
         ban: token ids that are never proposed.
         ban_confidence: token ids whose logits are removed for the confidence alone (LLaDA's confidence_eos_eot_inf).
+        soft: temperature of the expected embedding wanted as `Scores.soft`; None: not wanted.
     """
 
     confidence: Literal["filtered", "raw"] = "filtered"
@@ -37,6 +38,7 @@ class ScoreRule:
     filters: tuple[str, str] = ("top_p", "top_k")
     ban: tuple[int, ...] = ()
     ban_confidence: tuple[int, ...] = ()
+    soft: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Scores:
     """What a method sees of a forward, per asked row: all [B, R], but `logits` [B, R, V] (float32, guidance applied).
 
     token: the proposal (sampled at temperature > 0); greedy: the best allowed token; prob: confidence of `token`;
-    score: the ranking the method asked for.
+    score: the ranking the method asked for. soft: [B, R, C], the expected input embedding, if it was asked for.
     """
 
     token: Tensor
@@ -75,6 +77,7 @@ class Scores:
     prob: Tensor
     score: Tensor
     logits: Tensor
+    soft: Tensor | None = None
 
 
 def rank_of(name: str) -> Rank:
@@ -83,8 +86,10 @@ def rank_of(name: str) -> Rank:
 
 
 def uniform(seed: Tensor, step: Tensor, position: Tensor, salt: int = 0) -> Tensor:
-    """Uniform numbers in (0, 1), float64 [B, R], a pure function of seed [B], step [B], position [B, R] and salt."""
-    bits = hashed(seed.unsqueeze(-1), step.unsqueeze(-1), position, salt)
+    """Uniform numbers in (0, 1), float64 [B, R], a pure function of seed [B], step [B] or [B, R], position [B, R] and
+    salt."""
+    step = step.unsqueeze(-1) if step.dim() == 1 else step
+    bits = hashed(seed.unsqueeze(-1), step, position, salt)
     return (shift(bits, 12).double() + 0.5) * 2.0**-52
 
 
@@ -133,7 +138,8 @@ def _sample(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def score(logits: Tensor, rule: ScoreRule, draw: Draw, step: Tensor, targets: Tensor) -> Scores:
-    """Scores of logits [B, R, V] for the canvas positions `targets` [B, R] at forward number `step` [B].
+    """Scores of logits [B, R, V] for the canvas positions `targets` [B, R], drawn under the numbers `step` [B] or
+    [B, R].
 
     Banned ids keep their share in the confidence (the official codes do not ban at all), they are only never proposed.
     """
