@@ -76,11 +76,14 @@ def test_block_diffusion_reproduces_the_oracle(block, strategy):
 
 
 def test_block_diffusion_needs_one_denoise_and_one_commit_a_block_at_best():
-    (row,) = run(Oracle(TEXT, 0), "block_diffusion", {"block_size": 4, "threshold": 0.5, "early_exit": False}, [8], 16)
+    options = {"block_size": 4, "threshold": 0.5, "fused_commit": False}
+    (row,) = run(Oracle(TEXT, 0), "block_diffusion", options | {"early_exit": False}, [8], 16)
     assert row.counters.forwards["denoise"] == 4
     assert row.counters.forwards["commit"] == 4
-    (row,) = run(Oracle(TEXT, 0), "block_diffusion", {"block_size": 4, "threshold": 0.5}, [8], 16)
+    (row,) = run(Oracle(TEXT, 0), "block_diffusion", options, [8], 16)
     assert row.counters.forwards["commit"] == 3  # nobody reads the last block's keys
+    (row,) = run(Oracle(TEXT, 0), "block_diffusion", options | {"fused_commit": True}, [8], 16)
+    assert row.counters.decode_forwards == 4  # one forward a block: it stores the block before
 
 
 def test_block_diffusion_dynamic_above_one_is_static_and_full_steps_are_one_token_each():

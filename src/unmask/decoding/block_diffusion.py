@@ -51,7 +51,8 @@ class BlockState(State):
 @register("block_diffusion", title="SDAR / BD3-LM block diffusion", arxiv="2510.06303")
 @dataclass(frozen=True, kw_only=True)
 class BlockDiffusion(Selecting[BlockState], Blockwise[BlockState]):
-    """Blocks at absolute multiples of `block_size`; a finished block gets one more forward that stores its K/V."""
+    """Blocks at absolute multiples of `block_size`; the forward that stores a finished block's K/V already looks at the
+    next block."""
 
     steps: int | None = option(
         None, "forwards planned a block; None: one token each", alias=("denoising_steps",), low=1
@@ -67,6 +68,10 @@ class BlockDiffusion(Selecting[BlockState], Blockwise[BlockState]):
     )
     confidence: str = option(
         "raw", "probability before (raw) or after (filtered) top-k/top-p", choices=("raw", "filtered")
+    )
+    fused_commit: bool = option(
+        True,
+        "store a finished block in the forward that first looks at the next one: one forward a block less, same text",
     )
 
     def bind(self, family: Family, new_tokens: int) -> BlockDiffusion:
@@ -86,7 +91,16 @@ class BlockDiffusion(Selecting[BlockState], Blockwise[BlockState]):
         return self.ranked(own)
 
     def span(self, state: BlockState) -> Span:
-        return Span(state.start, self.size, state.round, resolve(self.steps, 1))
+        _, first, round_ = self._work(state)
+        return Span(first, self.size, round_, resolve(self.steps, 1))
+
+    def _work(self, state: BlockState) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether the block in front is finished, where the block begins that this forward decides in (the next one
+        then, if fused), and how many forwards were spent on it: all [B]."""
+        offset = torch.arange(self.size, device=state.canvas.device)
+        full = ~state.open_at(state.start[:, None] + offset).any(-1)
+        ahead = full & self.fused_commit
+        return full, state.start + ahead * self.size, torch.where(ahead, 0, state.round)
 
     def own_rule(self) -> Rule:
         if self.strategy == "dynamic":
@@ -107,29 +121,35 @@ class BlockDiffusion(Selecting[BlockState], Blockwise[BlockState]):
         return prompt_window(state, state.start, width, self.size, rows=none, targets=none)
 
     def plan(self, state: BlockState) -> Forward:
-        offset = torch.arange(self.size, device=state.canvas.device)
-        positions = state.start[:, None] + offset
-        waiting = state.open_at(positions).any(-1)
+        full, first, _ = self._work(state)
+        column = torch.arange(self.size * (2 if self.fused_commit else 1), device=state.canvas.device)
+        positions = state.start[:, None] + column
+        targets = first[:, None] + column[: self.size]
         return window(
             state,
             positions,
-            torch.ones_like(positions, dtype=torch.bool),
-            torch.zeros_like(positions),
+            (column < self.size) | (full[:, None] & (positions < state.limit[:, None])),
+            (column // self.size).expand_as(positions),
             visible=state.start,
-            rows=offset.expand_as(positions),
-            targets=positions,
-            kind=torch.where(waiting, Kind.DENOISE, Kind.COMMIT),
+            rows=targets - state.start[:, None],
+            targets=targets,
+            kind=torch.where(full, Kind.COMMIT, Kind.DENOISE),
         )
 
     def commit(self, state: BlockState, forward: Forward, scores: Scores) -> BlockState:
         if not forward.rows.shape[1]:  # the prefill
             return state
         steps = resolve(self.steps, 1)
+        full, first, round_ = self._work(state)
         eligible = state.open_at(forward.targets)
-        quota = self.size // steps + (state.round < self.size % steps).long()
+        quota = self.size // steps + (round_ < self.size % steps).long()
         state, token, chosen = self.choose(state, forward, scores, eligible, quota)
         state = state.fill(forward.targets, token, chosen)
-        full = forward.kind == Kind.COMMIT
+        if self.fused_commit:  # what the last block's keys would be good for never comes
+            end = first + self.size
+            finished = ~state.open_at(forward.targets).any(-1)
+            done = finished & ((state.first_eos() < end) | (end >= state.limit))
+            return replace(state, start=first, round=round_ + 1, done=done)
         start = torch.where(full, state.start + self.size, state.start)
         done = full & ((state.first_eos() < start) | (start >= state.limit))
         return replace(state, start=start, round=torch.where(full, 0, state.round + 1), done=done)

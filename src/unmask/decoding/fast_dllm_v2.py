@@ -55,6 +55,11 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
     greedy_bridge: bool = option(
         True, "take the first token of a block greedily even when sampling, as the official code does"
     )
+    fused_commit: bool = option(
+        False,
+        "look at the next block in the forward that stores a finished one: a forward less a block, but that look has not "
+        "seen the block's first token yet, so the text may differ",
+    )
 
     def bind(self, family: Family, new_tokens: int) -> FastDLLMv2:
         need_mask(self.name, family)
@@ -100,24 +105,25 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
 
     def plan(self, state: SubBlockState) -> Forward:
         block, sub = self.size, self.sub_block_size
-        column = torch.arange(block, device=state.canvas.device)
-        waiting = state.open_at(state.start[:, None] + column).any(-1)
+        column = torch.arange(block * (2 if self.fused_commit else 1), device=state.canvas.device)
+        waiting = state.open_at(state.start[:, None] + column[:block]).any(-1)
         first = self._first(state)
         narrow = waiting & state.scratch & ~state.open_at(first[:, None])[:, 0]
         begin = torch.where(narrow, first, state.start)
         positions = begin[:, None] + column
         # A narrow row reads the block's scratch slots too, all but the sub-block's own, which it overwrites.
         seen = torch.where(narrow, state.start + block, state.start)
-        targets = first[:, None] + column[:sub]
-        targets = torch.where(
-            waiting[:, None], targets, torch.where(column[:sub] == 0, state.start[:, None] + block, -1)
-        )
+        targets = torch.where(waiting, first, state.start + block)[:, None] + column[:sub]
+        if not self.fused_commit:  # a finished block gives the next one's first token alone
+            targets = torch.where(waiting[:, None] | (column[:sub] == 0), targets, -1)
+        targets = torch.where(targets < state.limit[:, None], targets, -1)
+        width = torch.where(narrow, sub, torch.where(waiting, block, len(column)))
         kind = torch.where(narrow, Kind.WINDOW, torch.where(waiting, Kind.DENOISE, Kind.COMMIT))
         return window(
             state,
             positions,
-            (column < sub) | ~narrow[:, None],
-            torch.zeros_like(positions),
+            (column < width[:, None]) & (positions < state.limit[:, None]),
+            (column // block).expand_as(positions),
             visible=seen,
             # The first position of a block or of a narrow window has no row here; it is never open then.
             rows=(targets - 1 - begin[:, None]).clamp(min=0),
@@ -127,14 +133,14 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
 
     def commit(self, state: SubBlockState, forward: Forward, scores: Scores) -> SubBlockState:
         eligible = state.open_at(forward.targets)
-        bridge = (forward.kind == Kind.COMMIT) | (forward.kind == Kind.PREFILL)
-        one = torch.ones_like(state.start)
-        state, token, chosen = self.choose(state, forward, scores, eligible & ~bridge[:, None], one)
-        token = torch.where(bridge[:, None], scores.greedy, token) if self.greedy_bridge else token
-        state = state.fill(forward.targets, token, torch.where(bridge[:, None], eligible, chosen))
-        begun = ~bridge & state.open_at(forward.targets).any(-1)
         full = forward.kind == Kind.COMMIT
+        passing = full | (forward.kind == Kind.PREFILL)  # the first target is a block's first token
+        bridge = passing[:, None] & (torch.arange(eligible.shape[1], device=passing.device) == 0)
+        state, token, chosen = self.choose(state, forward, scores, eligible & ~bridge, (~passing).long())
+        token = torch.where(bridge, scores.greedy, token) if self.greedy_bridge else token
+        state = state.fill(forward.targets, token, chosen | (bridge & eligible))
         start = torch.where(full, state.start + self.size, state.start)
+        begun = state.open_at(forward.targets).any(-1) & (self.fused_commit | ~passing)
         scratch = (forward.kind == Kind.DENOISE) | (forward.kind == Kind.WINDOW)
         done = full & ((state.first_eos() < start) | (start >= state.limit))
         round_ = torch.where(begun, state.round + 1, 0)

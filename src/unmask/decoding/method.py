@@ -33,6 +33,7 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] | dict[str, str] = (),
     specs: Specs | None = None,
+    parse: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A dataclass field of a method with what `unmask methods` shows and what bad values are checked against.
 
@@ -41,8 +42,10 @@ def option(
         low, high: allowed range, both inclusive.
         choices: allowed strings; a dict maps the official codes' values to ours.
         specs: the rules that the value is one of, given as an object or as text.
+        parse: turns what was given into the value otherwise; raises on what it cannot read.
     """
-    meta = {"help": help, "alias": alias, "low": low, "high": high, "choices": choices, "specs": specs}
+    parse = specs.parse if specs is not None else parse
+    meta = {"help": help, "alias": alias, "low": low, "high": high, "choices": choices, "specs": specs, "parse": parse}
     return field(default=default, metadata=meta)
 
 
@@ -66,9 +69,9 @@ class Method(Generic[S]):
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            specs = f.metadata.get("specs")
-            if specs is not None:  # the way for a frozen dataclass to convert what it was given
-                object.__setattr__(self, f.name, specs.parse(getattr(self, f.name)))
+            parse = f.metadata.get("parse")
+            if parse is not None:  # the way for a frozen dataclass to convert what it was given
+                object.__setattr__(self, f.name, parse(getattr(self, f.name)))
             _check_value(self.name, f, getattr(self, f.name))
 
     def bind(self, family: Family, new_tokens: int) -> Self:
