@@ -57,8 +57,8 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
     )
     fused_commit: bool = option(
         False,
-        "look at the next block in the forward that stores a finished one: a forward less a block, but that look has not "
-        "seen the block's first token yet, so the text may differ",
+        "look at the next block in the forward that stores a finished one: a forward less a block; that look does not "
+        "know the block's first token yet, so the text may differ",
     )
 
     def bind(self, family: Family, new_tokens: int) -> FastDLLMv2:
