@@ -30,7 +30,9 @@ from unmask.layout import (
     visible,
     wedlm_streams,
 )
-from unmask.models import Transformer, load_model
+from unmask.models import load_model
+from unmask.models.network import Network
+from vectors_dit import DITS, check_dit
 
 DENSE = (
     "llada-tiny",
@@ -43,6 +45,8 @@ DENSE = (
     "qwen2-tiny",
     "wedlm-tiny",
     "wedlm-qwen2-tiny",
+    "llada-moe-tiny",
+    "llada2-moe-tiny",
 )
 
 
@@ -76,8 +80,10 @@ def check_logits(folder: Path, name: str) -> list[str]:
 
     Args:
         folder: holds the record and `models/`.
-        name: one of `DENSE`.
+        name: one of `DENSE` or `DITS`.
     """
+    if name in DITS:
+        return check_dit(folder, name)
     record = json.loads((folder / f"{name}-logits.json").read_text())
     tensors = load_file(folder / f"{name}-logits.safetensors")
     atol = next((record[k] for k in ("tolerance_abs", "tolerance", "suggested_atol") if k in record), None)
@@ -98,7 +104,7 @@ def _logit_names(tensors: dict[str, Tensor]) -> set[str]:
 
 
 @torch.inference_mode()
-def _failures(model: Transformer, case: Case, atol: float | None) -> Iterator[str]:
+def _failures(model: Network, case: Case, atol: float | None) -> Iterator[str]:
     if case.mask is not None and not torch.equal(case.mask.bool(), visible(case.layout, case.layout)):
         yield f"{case.name}: the layout's mask is not the recorded one"
     layout = case.layout.batch(len(case.tokens)) if case.layout.order.dim() == 1 else case.layout
@@ -143,7 +149,7 @@ def _llada(record: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Case]
 
 
 @torch.inference_mode()
-def _stale(model: Transformer, entry: dict[str, Any], tensors: dict[str, Tensor], atol: float | None) -> Iterator[str]:
+def _stale(model: Network, entry: dict[str, Any], tensors: dict[str, Tensor], atol: float | None) -> Iterator[str]:
     """Keys of an earlier forward outside the window (Fast-dLLM's two caches, dInfer's vicinity refresh)."""
     refresh, tokens = tensors["stale.refresh_input_ids"], tensors["stale.input_ids"]
     c, length = model.config, tokens.shape[1]
@@ -249,4 +255,6 @@ CASES: dict[str, Any] = {
     "qwen2-tiny": _ordered,
     "wedlm-tiny": _ordered,
     "wedlm-qwen2-tiny": _ordered,
+    "llada-moe-tiny": _llada,
+    "llada2-moe-tiny": _blocks,
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.attention.dense import DenseAttention
 from unmask.models.checkpoint import load_model
-from unmask.models.transformer import Transformer
+from unmask.models.network import Network
 from unmask.training.objective import Objective, Supervised
 from unmask.training.recipes.base import IGNORE, Batch, View
 from unmask.training.recipes.fast_dllm_v2 import FastDllmV2
@@ -56,7 +56,7 @@ def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix + "."): file.get_tensor(name) for name in names}
 
 
-def _check_logits(network: Transformer, view: View, official: Tensor, cross_entropy: list[list[float]]) -> None:
+def _check_logits(network: Network, view: View, official: Tensor, cross_entropy: list[list[float]]) -> None:
     length = official.shape[1]
     positions = view.layout.positions.expand_as(view.tokens)
     hidden = network.hidden(view.tokens, positions, DenseAttention(view.layout))
@@ -67,7 +67,7 @@ def _check_logits(network: Transformer, view: View, official: Tensor, cross_entr
         torch.testing.assert_close(row[targets[:length] != IGNORE], torch.tensor(ce), rtol=1e-4, atol=1e-4)
 
 
-def _check_gradients(network: Transformer, view: View, golden: dict[str, Tensor], expect: Case) -> None:
+def _check_gradients(network: Network, view: View, golden: dict[str, Tensor], expect: Case) -> None:
     total, _ = Objective(network)(Supervised.of(view))
     loss = total / view.normaliser
     loss.backward()

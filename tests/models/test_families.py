@@ -76,3 +76,12 @@ def test_tokenizer_facts_join_the_three_files(tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<b>": 6}))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"content": "<c>", "id": 7}]}))
     assert read_tokenizer_facts(tmp_path) == {"tokens": {"<a>": 5, "<b>": 6, "<c>": 7}, "mask_token": "<a>"}
+
+
+def test_llada_moe_and_llada2_take_their_mask_from_the_table_where_it_fits():
+    full = resolve(config("LLaDAMoEModelLM", 157184, eos_token_id=156892, model_type="llada"))
+    assert (full.name, full.mask_id, full.eos_ids, full.attention) == ("llada-moe", 156895, (156892,), "full")
+    block = resolve(config("LLaDA2MoeModelLM", 157184, eos_token_id=156892))
+    assert (block.name, block.mask_id, block.eos_ids) == ("llada2", 156895, (156892,))
+    assert (block.attention, block.block_size, block.shift, block.next_token) == ("block", 32, 0, False)
+    assert resolve(json.loads((MODELS / "llada2-moe-tiny" / "config.json").read_text())).mask_id is None

@@ -1,5 +1,7 @@
 """RoPE scaling rules against transformers' own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -100,6 +102,35 @@ def test_rotation_turns_each_pair_by_position_times_frequency():
     angle = positions[..., None, None] * frequencies(config)[0]
     expected = pairs * torch.polar(torch.ones_like(angle), angle)
     torch.testing.assert_close(turned, torch.cat([expected.real, expected.imag], -1))
+
+
+def test_partial_rotation_is_a_rotation_of_a_smaller_head_and_leaves_the_rest():
+    config_json = {**BASE, "num_attention_heads": 2, "architectures": ["LlamaForCausalLM"], "head_dim": 32}
+    whole = ModelConfig.from_json(config_json)
+    part = replace(whole, rotary_dim=12)
+    x = torch.randn(1, 3, 2, 32, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 7, 2]])
+    turned = rotate(x, *Rope(part)(positions))
+    assert torch.equal(turned[..., 12:], x[..., 12:])
+    alone = rotate(x[..., :12], *Rope(replace(whole, head_dim=12))(positions))
+    assert torch.equal(turned[..., :12], alone)
+    assert not torch.equal(alone, rotate(x, *Rope(whole)(positions))[..., :12])
+
+
+def test_partial_rotation_scales_as_transformers_does():
+    scaling = SCALINGS["yarn"]
+    theirs_config = LlamaConfig(
+        hidden_size=64, num_attention_heads=2, max_position_embeddings=256, rope_scaling=dict(scaling)
+    )
+    theirs_config.head_dim = 16  # the rotated half alone
+    theirs, _ = ROPE_INIT_FUNCTIONS["yarn"](theirs_config, device="cpu")
+    config = replace(ModelConfig.from_json({**BASE, "rope_scaling": scaling}), rotary_dim=16)
+    torch.testing.assert_close(frequencies(config)[0], theirs, rtol=1e-6, atol=0)
+
+
+def test_an_odd_number_of_rotated_dimensions_is_refused():
+    with pytest.raises(UnmaskError, match="rotary_dim must be even for RoPE, got 9"):
+        replace(ModelConfig.from_json(BASE), rotary_dim=9)
 
 
 def test_frequencies_survive_a_change_of_dtype_and_the_meta_device():

@@ -13,6 +13,7 @@ from unmask.cli.output import Output
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
+    from unmask.models.config import ModelConfig
     from unmask.models.families import Family
 
 SMALL_FILES = ("*.json", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
@@ -50,6 +51,7 @@ def describe(source: str) -> dict[str, Any]:
     config = ModelConfig.from_json(config_json)
     tokenizer_facts = read_tokenizer_facts(folder)
     family = resolve(config_json, read_json_if_there(folder / "generation_config.json"), tokenizer_facts)
+    parameters = empty_model(config).count_parameters()
     names = {index: text for text, index in ((tokenizer_facts or {}).get("tokens") or {}).items()}
     return {
         "model": source,
@@ -67,15 +69,32 @@ def describe(source: str) -> dict[str, Any]:
         "kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "vocab": config.vocab_size,
-        "parameters": empty_model(config).count_parameters(),
+        "parameters": parameters,
+        "experts": experts(config, parameters),
         "bytes_on_disk": sum(p.stat().st_size for p in folder.glob("*.safetensors")) or None,
         "dtype": stored_dtype(folder) or config_json.get("dtype") or config_json.get("torch_dtype"),
         "context": config.max_positions,
-        "rope": {"theta": config.rope_theta, **(config.rope_scaling or {})},
+        "rope": rope(config),
         "tokenizer": any((folder / name).is_file() for name in TOKENIZERS),
         "default_method": default_method(family),
         "methods": soundness(family),
     }
+
+
+def experts(config: ModelConfig, parameters: int) -> dict[str, int] | None:
+    """Experts a layer, how many of them a token goes to, and how many parameters it then meets."""
+    moe = config.moe
+    if moe is None:
+        return None
+    layers = config.num_layers - len(moe.dense_layers)
+    idle = (moe.experts - moe.per_token) * 3 * moe.inner * config.hidden_size * layers
+    return {"count": moe.experts, "per_token": moe.per_token, "active_parameters": parameters - idle}
+
+
+def rope(config: ModelConfig) -> dict[str, Any]:
+    """Base, scaling, and the rotated dimensions where these are not the whole head."""
+    partial = {} if config.rotary_dim is None else {"dimensions": config.rotary_dim}
+    return {"theta": config.rope_theta, **(config.rope_scaling or {}), **partial}
 
 
 def soundness(family: Family) -> dict[str, str | None]:
@@ -133,6 +152,8 @@ def _words(key: str, value: Any) -> str:
         return "yes" if value else "no"
     if key == "parameters":
         return f"{value:,} ({short(value)})"
+    if key == "experts":
+        return f"{value['count']} a layer, {value['per_token']} a token: {short(value['active_parameters'])} active"
     if key == "bytes_on_disk":
         return f"{value:,} ({short(value)}B)"
     if isinstance(value, dict):

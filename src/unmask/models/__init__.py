@@ -4,6 +4,7 @@ from unmask.models.checkpoint import Checkpoint, load_model, load_weights
 from unmask.models.config import ModelConfig
 from unmask.models.families import Family
 from unmask.models.hub import read_config, resolve_source
+from unmask.models.network import Network
 from unmask.models.transformer import Transformer
 from unmask.models.writing import save
 
@@ -11,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Family",
     "ModelConfig",
+    "Network",
     "Transformer",
     "load_model",
     "load_weights",

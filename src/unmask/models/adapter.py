@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from unmask.errors import UnmaskError
 from unmask.models.hub import read_json
-from unmask.models.names import checkpoint_module
-from unmask.models.transformer import Transformer
+from unmask.models.names import checkpoint_pieces
+from unmask.models.network import Network
 
 PREFIX = "base_model.model."
 _TENSOR = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -92,7 +92,7 @@ def _read_pairs(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
 
 
-def merge_adapter(model: Transformer, folder: Path, *, base_names: Sequence[str] | None) -> None:
+def merge_adapter(model: Network, folder: Path, *, base_names: Sequence[str] | None) -> None:
     """Merges the adapter in `folder` into `model`, in place. Nothing is changed when it does not fit.
 
     Args:
@@ -104,24 +104,33 @@ def merge_adapter(model: Transformer, folder: Path, *, base_names: Sequence[str]
     adapter = read_adapter(folder)
     if base_names is not None:
         _check_base(adapter, base_names)
-    scheme = model.config.names
-    modules = model.named_modules()
-    layers = {checkpoint_module(scheme, name): m for name, m in modules if isinstance(m, nn.Linear)}
-    _check_targets(adapter, list(layers))
-    steps: list[tuple[nn.Linear, Tensor, Tensor, float]] = []
+    weights = _linear_weights(model)
+    _check_targets(adapter, list(weights))
+    steps: list[tuple[Tensor, Tensor, Tensor, float]] = []
     for module, (a, b) in adapter.pairs.items():
-        layer = layers.get(module)
-        if layer is None:
+        weight = weights.get(module)
+        if weight is None:
             raise UnmaskError(f"adapter {folder.name} changes {module}, which is not a linear layer of the model")
-        _check_shapes(adapter, module, a, b, layer)
-        steps.append((layer, a, b, adapter.scale(module)))
-    for layer, a, b, scale in steps:
-        _merge(layer, a, b, scale)
+        _check_shapes(adapter, module, a, b, weight)
+        steps.append((weight, a, b, adapter.scale(module)))
+    for weight, a, b, scale in steps:
+        _merge(weight, a, b, scale)
+
+
+def _linear_weights(model: Network) -> dict[str, Tensor]:
+    """The weight [out, in] of each linear layer by the checkpoint's name of the layer, single experts among them."""
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    state = model.state_dict()
+    pieces = checkpoint_pieces(model.config.names, state)
+    return {
+        name.removesuffix(".weight"): piece.of(state[piece.own])
+        for name, piece in pieces.items()
+        if piece.own in linear or piece.index is not None
+    }
 
 
 @torch.no_grad()
-def _merge(layer: nn.Linear, a: Tensor, b: Tensor, scale: float) -> None:
-    weight = layer.weight
+def _merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
     delta = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
     weight.copy_(weight.float().add_(delta, alpha=scale))
 
@@ -162,9 +171,9 @@ def _names(target: str, module: str) -> bool:
     return module == target or module.endswith(f".{target}")
 
 
-def _check_shapes(adapter: Adapter, module: str, a: Tensor, b: Tensor, layer: nn.Linear) -> None:
+def _check_shapes(adapter: Adapter, module: str, a: Tensor, b: Tensor, weight: Tensor) -> None:
     rank = _pattern(adapter.settings.get("rank_pattern"), module, adapter.settings["r"])
-    fits = {"lora_A": (a, (rank, layer.in_features)), "lora_B": (b, (layer.out_features, rank))}
+    fits = {"lora_A": (a, (rank, weight.shape[1])), "lora_B": (b, (weight.shape[0], rank))}
     for name, (tensor, shape) in fits.items():
         if tuple(tensor.shape) != shape:
             raise UnmaskError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unmask.errors import UnmaskError, unknown
 from unmask.models.adapter import merge_adapter
-from unmask.models.config import ModelConfig
+from unmask.models.config import DiTConfig, ModelConfig
+from unmask.models.dit import DiT
 from unmask.models.families import Family, resolve
 from unmask.models.hub import (
     read_config,
@@ -22,12 +23,16 @@ from unmask.models.hub import (
     read_tokenizer_facts,
     resolve_source,
 )
-from unmask.models.names import checkpoint_tensor
+from unmask.models.names import Piece, checkpoint_pieces, checkpoint_tensor, fitting_scheme
+from unmask.models.network import Network
+from unmask.models.rope import Rope
 from unmask.models.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Adjusts which experts run and was tuned in float32: stays as stored, whatever the dtype of the model.
+_KEPT = ".expert_bias"
 _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -35,7 +40,7 @@ _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "
 class Checkpoint:
     """A model and everything its files say about it."""
 
-    model: Transformer
+    model: Network
     config: ModelConfig
     family: Family
     config_json: dict[str, Any]
@@ -83,14 +88,19 @@ def load_model(
     return Checkpoint(model.eval(), config, family, config_json, generation_json, folder)
 
 
-def empty_model(config: ModelConfig) -> Transformer:
+def new_model(config: ModelConfig) -> Network:
+    """The network of a config, its weights not yet made (see `Network.init_weights`)."""
+    return DiT(config) if isinstance(config, DiTConfig) else Transformer(config)
+
+
+def empty_model(config: ModelConfig) -> Network:
     """The network without memory for its weights (meta device), for `load_weights`."""
     with torch.device("meta"):
-        return Transformer(config)
+        return new_model(config)
 
 
 def load_weights(
-    model: Transformer, folder: Path, device: torch.device | str = "cpu", dtype: str | torch.dtype = "auto"
+    model: Network, folder: Path, device: torch.device | str = "cpu", dtype: str | torch.dtype = "auto"
 ) -> None:
     """Reads all weights of `folder` into `model`, straight to `device`. `dtype`: see `load_model`.
 
@@ -99,30 +109,34 @@ def load_weights(
     """
     device = _device(device)
     files = tensor_files(folder)
-    scheme = model.config.names
-    expected = {checkpoint_tensor(scheme, name): (name, tensor) for name, tensor in model.state_dict().items()}
+    scheme = fitting_scheme(model.config.names, model.embedding_name, files)
+    own = model.state_dict()
+    expected = checkpoint_pieces(scheme, own)
     head = checkpoint_tensor(scheme, "lm_head.weight")
     spare = files.pop(head, None) if model.config.tied_head else None
     _check_names(files, expected)
     target = _target_dtype(dtype, device)
     state: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
-        wanted = {n: expected[n] for n, f in files.items() if f == path and n in expected}
-        state |= _read_file(path, wanted, device, target)
+        pieces = {n: expected[n] for n, f in files.items() if f == path and n in expected}
+        wanted = {n: piece.of(own[piece.own]) for n, piece in pieces.items()}
+        for name, tensor in _read_file(path, wanted, device, target):
+            _place(state, name, pieces[name], tensor, own[pieces[name].own].shape)
     if target is None and dtype != "stored":
         # One dtype for all: a checkpoint with float32 norms among bfloat16 matrices would not multiply.
-        common = state["model.embed_tokens.weight"].dtype
-        state = {name: tensor.to(common) for name, tensor in state.items()}
+        common = state[model.embedding_name].dtype
+        state = {name: tensor if name.endswith(_KEPT) else tensor.to(common) for name, tensor in state.items()}
     if spare is not None:
-        _check_spare_head(spare, head, state["model.embed_tokens.weight"])
+        _check_spare_head(spare, head, state[model.embedding_name])
     model.load_state_dict(state, assign=True)
-    model.model.rope.to_empty(device=device)
+    for module in model.modules():
+        if isinstance(module, Rope):
+            module.to_empty(device=device)
 
 
 def _check_spare_head(path: Path, name: str, embedding: Tensor) -> None:
     """A tied checkpoint may store its head all the same; it is not read, so it must not say anything else."""
-    wanted = {name: (name, embedding)}
-    stored = _read_file(path, wanted, embedding.device, embedding.dtype)[name]
+    ((_, stored),) = _read_file(path, {name: embedding}, embedding.device, embedding.dtype)
     if not torch.equal(stored, embedding):
         raise UnmaskError(f"config.json ties the head to the embedding, but {name} in {path.name} differs from it")
 
@@ -218,19 +232,30 @@ def _target_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 
 def _read_file(
-    path: Path, wanted: Mapping[str, tuple[str, Tensor]], device: torch.device, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    """Some tensors of one file. `wanted`: their names, each with the network's name and a tensor of its shape."""
-    state: dict[str, Tensor] = {}
+    path: Path, wanted: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Some tensors of one file, one after the other. `wanted`: their names, each with a tensor of its shape."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            for name, (own, due) in wanted.items():
+            for name, due in wanted.items():
                 _check_tensor(name, file.get_slice(name), due, path)
                 tensor = file.get_tensor(name)
-                state[own] = tensor if dtype is None else tensor.to(dtype)
+                yield name, tensor if dtype is None or name.endswith(_KEPT) else tensor.to(dtype)
     except (SafetensorError, OSError) as error:
         raise _broken(path, error) from None
-    return state
+
+
+def _place(state: dict[str, Tensor], name: str, piece: Piece, tensor: Tensor, whole: torch.Size) -> None:
+    """Puts a tensor that was read into `state`: as it is, or into its place among the experts of its layer."""
+    if piece.index is None:
+        state[piece.own] = tensor
+        return
+    if piece.own not in state:
+        state[piece.own] = torch.empty(whole, dtype=tensor.dtype, device=tensor.device)
+    stack = state[piece.own]
+    if stack.dtype != tensor.dtype:
+        raise UnmaskError(f"{name} is stored as {tensor.dtype}, other experts of its layer as {stack.dtype}")
+    piece.of(stack).copy_(tensor)
 
 
 def _check_tensor(name: str, stored: Any, expected: Tensor, path: Path) -> None:

@@ -74,6 +74,8 @@ class Entry:
     shift: int
     next_token: bool
     mask: tuple[str, int] | None = None
+    mask_is_last: bool = False
+    """The mask is a row appended to the tokenizer's vocabulary."""
     stops: tuple[tuple[str, int], ...] = ()
     block_size: int | None = None
 
@@ -81,6 +83,7 @@ class Entry:
 _AR = Entry("causal", "causal", shift=1, next_token=True)
 _IM_END = ("<|im_end|>", 151645)
 _ENDOFTEXT = ("<|endoftext|>", 151643)
+_LING_MASK, _LING_END = ("", 156895), ("<|endoftext|>", 156892)
 
 TABLE: dict[str, Entry] = {
     # transformers' own classes; a chat model's generation_config.json names its stop tokens.
@@ -114,6 +117,13 @@ TABLE: dict[str, Entry] = {
     ),
     # tencent/WeDLM: mask_token_id null in config, 151665 in the engine; its example stops on both.
     "wedlm": Entry("causal", "causal", shift=0, next_token=True, mask=("", 151665), stops=(_ENDOFTEXT, _IM_END)),
+    # inclusionAI/LLaDA-MoE-7B-A1B: ids as in inclusionAI/dInfer, the config has no mask; arXiv 2509.24389.
+    "llada-moe": Entry("full", "full", shift=0, next_token=False, mask=_LING_MASK, stops=(_LING_END,)),
+    # inclusionAI/LLaDA2.0 and 2.1, mini and flash: blocks and ids as in their generation code; arXiv 2512.15745.
+    "llada2": Entry("block", "block", shift=0, next_token=False, mask=_LING_MASK, stops=(_LING_END,), block_size=32),
+    # kuleshov-group/mdlm-owt and bd3lm-owt: GPT-2's 50257 tokens, then the mask; <|endoftext|> begins and ends a text.
+    "mdlm": Entry("full", "full", shift=0, next_token=False, mask_is_last=True, stops=(("<|endoftext|>", 50256),)),
+    "bd3lm": Entry("block", "block", shift=0, next_token=False, mask_is_last=True, stops=(("<|endoftext|>", 50256),)),
 }
 
 
@@ -162,6 +172,8 @@ def _mask(entry: Entry, config: Json, generation: Json, tokenizer: Json | None, 
     own = (tokens or {}).get((tokenizer or {}).get("mask_token") or "")
     if own is not None and own < vocab:
         return own
+    if entry.mask_is_last:
+        return vocab - 1
     if entry.mask is None:
         return None
     text, index = entry.mask

@@ -36,7 +36,7 @@ class Rope(nn.Module):
         return self
 
     def forward(self, positions_BW: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (int64 [B, W]) to cosines and signed sines, float32 [B, W, 1, D], for `rotate`."""
+        """Positions (int64 [B, W]) to cosines and signed sines, float32 [B, W, 1, rotated], for `rotate`."""
         angles = positions_BW[..., None, None].float() * self.inv_freq
         cos, sin = angles.cos(), angles.sin()
         if self.attention_factor != 1.0:
@@ -45,20 +45,25 @@ class Rope(nn.Module):
 
 
 def rotate(x_BWHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates each pair (i, i + D/2); the minus of the half-split rotation sits in `sin`. Returns float32."""
-    x = x_BWHD.float()
+    """Rotates each pair (i, i + D/2); the minus of the half-split rotation sits in `sin`. Returns float32.
+
+    Where the angles are of fewer dimensions, those behind stay as they are.
+    """
+    x, size = x_BWHD.float(), cos.shape[-1]
+    if size < x.shape[-1]:
+        return torch.cat([rotate(x[..., :size], cos, sin), x[..., size:]], -1)
     # Rounded as in the published code: a fused multiply-add moves float32 logits by 1e-4.
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+    return x * cos + x.roll(size // 2, -1) * sin
 
 
 def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """Inverse frequencies (float32 [D/2], CPU, radians per position) and the factor on cosine and sine.
+    """Inverse frequencies (float32 [rotated/2], CPU, radians per position) and the factor on cosine and sine.
 
     Raises:
         UnmaskError: a scaling rule that is not built, or one that lacks a number it needs.
     """
     # The device is named because models are built under torch.device("meta").
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
+    exponents = torch.arange(0, config.rotated, 2, dtype=torch.int64, device="cpu").float() / config.rotated
     inv_freq = 1.0 / (config.rope_theta**exponents)
     if config.rope_scaling is None:
         return inv_freq, 1.0
@@ -90,7 +95,7 @@ def _yarn(inv_freq: Tensor, config: ModelConfig, scaling: dict[str, Any]) -> tup
     high = _yarn_dimension(config, original, scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, config.head_dim - 1)
+    low, high = max(low, 0), min(high, config.rotated - 1)
     ramp = (torch.arange(len(inv_freq), dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)
     interpolate = ramp.clamp(0, 1)
     return inv_freq / factor * interpolate + inv_freq * (1 - interpolate), _yarn_attention(scaling, factor)
@@ -98,7 +103,7 @@ def _yarn(inv_freq: Tensor, config: ModelConfig, scaling: dict[str, Any]) -> tup
 
 def _yarn_dimension(config: ModelConfig, original: int, turns: float) -> float:
     """The (fractional) dimension whose angle makes `turns` full turns over the original context."""
-    return config.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+    return config.rotated * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
 
 def _yarn_attention(scaling: dict[str, Any], factor: float) -> float:

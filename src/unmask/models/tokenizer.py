@@ -44,6 +44,10 @@ class Tokenizer:
         # The template writes every special token itself.
         return list(self.inner(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of a text as it stands, nothing put around it."""
+        return list(self.inner(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, special tokens left out."""
         text = self.inner.decode(ids, skip_special_tokens=True)

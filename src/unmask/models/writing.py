@@ -15,8 +15,8 @@ from torch import Tensor
 
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import INDEX, SINGLE, tensor_files
-from unmask.models.names import checkpoint_tensor
-from unmask.models.transformer import Transformer
+from unmask.models.names import checkpoint_pieces, checkpoint_tensor, fitting_scheme
+from unmask.models.network import Network
 
 SHARD_BYTES = 5 * 10**9
 # What belongs to a checkpoint beside its weights and config.json: generation settings and the tokenizer.
@@ -32,7 +32,7 @@ EXTRAS = (
 
 
 def save(
-    model: Transformer,
+    model: Network,
     folder: Path,
     config_json: Mapping[str, Any],
     *,
@@ -69,13 +69,19 @@ def save(
         raise UnmaskError(f"cannot write {folder}: {error.strerror or error}") from None
 
 
-def _named_tensors(model: Transformer, like: Path | None) -> dict[str, Tensor]:
+def _named_tensors(model: Network, like: Path | None) -> dict[str, Tensor]:
     """State dict under checkpoint names; a tied head is written only if the source had it written."""
-    scheme = model.config.names
-    tensors = {checkpoint_tensor(scheme, name): tensor for name, tensor in model.state_dict().items()}
+    source = {} if like is None else tensor_files(like)
+    scheme = fitting_scheme(model.config.names, model.embedding_name, source)
+    state = model.state_dict()
+    tensors = {name: piece.of(state[piece.own]) for name, piece in checkpoint_pieces(scheme, state).items()}
+    for name, tensor in model.constants().items():
+        written = checkpoint_tensor(scheme, name)
+        if like is None or written in source:
+            tensors[written] = tensor
     head = checkpoint_tensor(scheme, "lm_head.weight")
-    if like is not None and model.config.tied_head and head in tensor_files(like):
-        tensors[head] = model.model.embed_tokens.weight.detach().clone()
+    if model.config.tied_head and head in source:
+        tensors[head] = model.embedding.detach().clone()
     return tensors
 
 
@@ -118,9 +124,9 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, lis
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _with_dtype(config_json: Mapping[str, Any], model: Transformer) -> dict[str, Any]:
+def _with_dtype(config_json: Mapping[str, Any], model: Network) -> dict[str, Any]:
     """The config with the dtype entry it has (either spelling) set to what is written."""
-    dtype = str(model.model.embed_tokens.weight.dtype).removeprefix("torch.")
+    dtype = str(model.dtype).removeprefix("torch.")
     return {key: dtype if key in ("torch_dtype", "dtype") else value for key, value in config_json.items()}
 
 

@@ -15,7 +15,7 @@ from unmask.attention.dense import DenseAttention
 from unmask.attention.flex import FlexAttention
 from unmask.errors import UnmaskError
 from unmask.layout import Layout
-from unmask.models.transformer import Transformer
+from unmask.models.network import Network
 from unmask.training.recipes.base import IGNORE, View
 
 
@@ -67,7 +67,7 @@ class Supervised:
 class Objective(nn.Module):
     """The network with its loss. `compiled` compiles the network below the head; its shapes must stay the same."""
 
-    def __init__(self, network: Transformer, attention: str = "dense", compiled: bool = False) -> None:
+    def __init__(self, network: Network, attention: str = "dense", compiled: bool = False) -> None:
         super().__init__()
         self.network = network
         self.attention = attention

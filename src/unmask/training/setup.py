@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from unmask.errors import UnmaskError
-from unmask.models.checkpoint import DTYPES, empty_model, load_weights
+from unmask.models.checkpoint import DTYPES, empty_model, load_weights, new_model
 from unmask.models.config import ModelConfig
-from unmask.models.transformer import Transformer
+from unmask.models.network import Network
 from unmask.models.writing import save
 from unmask.training.config import TrainConfig
 
@@ -32,7 +32,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def build_network(config: TrainConfig, mask_id: int | None) -> tuple[Transformer, dict[str, Any]]:
+def build_network(config: TrainConfig, mask_id: int | None) -> tuple[Network, dict[str, Any]]:
     """The network in float32 with its config.json, new or from `config.init`."""
     source = Path(config.model or Path(config.init or "") / "config.json")
     if not source.is_file():
@@ -42,7 +42,7 @@ def build_network(config: TrainConfig, mask_id: int | None) -> tuple[Transformer
     # Some changes only rename (architecture, block size); those of the shape would not fit the weights.
     sizes = ModelConfig.from_json(config_json)
     if config.init is None:
-        network = Transformer(sizes)
+        network = new_model(sizes)
         network.init_weights(generator=torch.Generator().manual_seed(config.seed))
     else:
         network = empty_model(sizes)
@@ -53,19 +53,19 @@ def build_network(config: TrainConfig, mask_id: int | None) -> tuple[Transformer
 
 
 @torch.no_grad()
-def _mean_mask(network: Transformer, mask_id: int | None) -> None:
+def _mean_mask(network: Network, mask_id: int | None) -> None:
     """Sets the mask token's embedding to the mean of the others.
 
     A token that never occurred has been pushed by the tied head to where no hidden state points: a poor input.
     """
     if mask_id is None:
         raise UnmaskError("mask_init 'mean' needs a tokenizer with a mask token")
-    weight = network.model.embed_tokens.weight
+    weight = network.embedding
     others = torch.arange(len(weight)) != mask_id
     weight[mask_id] = weight[others].mean(0)
 
 
-def save_checkpoint(network: Transformer, config_json: dict[str, Any], config: TrainConfig) -> None:
+def save_checkpoint(network: Network, config_json: dict[str, Any], config: TrainConfig) -> None:
     """Writes weights, config.json and tokenizer to `config.output`."""
     folder = Path(config.output)
     final = copy.deepcopy(network).to(DTYPES[config.dtype])
