@@ -51,7 +51,7 @@ def test_bad_values_are_named_with_what_is_allowed(method, options, message):
         ("llada-tiny", "autoregressive", {}, "predicts masked tokens in place"),
         ("qwen2-tiny", "d2f", {}, "has no mask token; use autoregressive"),
         ("qwen2-tiny", "masked", {}, "has no mask token"),
-        ("wedlm-tiny", "d2f", {}, "was trained with causal attention; use autoregressive"),
+        ("wedlm-tiny", "d2f", {}, "was trained with causal attention; use wedlm or autoregressive"),
         ("dream-tiny", "block_diffusion", {}, "token shift"),
         (
             "llada-tiny",

@@ -154,3 +154,142 @@ def test_with_two_tokens_probability_margin_and_entropy_rank_positions_alike():
         for rank in ("prob", "margin", "entropy")
     ]
     assert orders[0] == orders[1] == orders[2]
+
+
+def random_case(seed, rows=64, width=12):
+    """Probabilities, and which positions are open."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(rows, width, generator=g), torch.rand(rows, width, generator=g) < 0.6
+
+
+@pytest.mark.parametrize("quota", [0, 1, 3])
+@pytest.mark.parametrize("name", sorted(select.RULES.known))
+def test_every_rule_takes_eligible_positions_alone_and_at_least_the_quota(name, quota):
+    prob, eligible = random_case(0)
+    ranking = prob - 1 if name in ("entropy", "entropy_bounded") else prob
+    chosen = select.RULES.known[name]()(prob, ranking, eligible, torch.full((64,), quota))
+    assert not (chosen & ~eligible).any()
+    if name != "entropy_bounded":  # its bound decides, but for one
+        assert (chosen.sum(-1) >= eligible.sum(-1).clamp(max=quota)).all()
+
+
+@pytest.mark.parametrize(
+    ("factor", "confidences", "count"),
+    [
+        (1.0, [0.99, 0.98, 0.97, 0.10], 3),  # the official code takes the last one unseen
+        (1.0, [0.2, 0.1], 1),
+        (1.0, [0.66, 0.66], 1),
+        (1.0, [0.67, 0.67], 2),
+        (1.0, [0.76, 0.76, 0.76], 3),
+        (1.0, [0.74, 0.74, 0.74], 2),
+        (1.0, [0.91] * 9, 9),
+        (0.0, [0.99] * 4, 1),
+        (2.0, [0.5] * 6, 2),  # ceil(2 / 0.5) - 2
+    ],
+)
+def test_factor_takes_the_largest_r_whose_bound_holds(factor, confidences, count):
+    prob = torch.tensor([confidences])
+    chosen = select.Factor(factor)(prob, prob, torch.ones_like(prob, dtype=torch.bool), torch.tensor([1]))
+    assert chosen.sum() == count
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.5])
+def test_factor_never_takes_a_position_below_its_bound_but_the_best(factor):
+    prob, eligible = random_case(1)
+    prob = prob**0.1  # many close to 1
+    chosen = select.Factor(factor)(prob, prob, eligible, torch.ones(64).long())
+    for p, c, e in zip(prob, chosen, eligible):
+        taken = p[c].sort(descending=True).values
+        if len(taken) > 1:
+            assert (len(taken) + 1) * (1 - taken[-1]) < factor
+        waiting = p[e & ~c]
+        if len(waiting):
+            assert (len(taken) + 2) * (1 - waiting.max()) >= factor
+
+
+def test_entropy_is_inclusive_and_falls_back_on_the_lowest():
+    entropy = torch.tensor([[0.75, 0.5, 0.25, 2.0]])
+    every = torch.ones_like(entropy, dtype=torch.bool)
+    assert pick(select.Entropy(0.5), 1, prob=entropy, eligible=every, ranking=-entropy) == [[1, 2]]
+    assert pick(select.Entropy(0.1), 1, prob=entropy, eligible=every, ranking=-entropy) == [[2]]
+
+
+def test_hierarchical_takes_the_best_of_each_run_above_the_low_threshold():
+    prob = torch.tensor([[0.9, 0.3, 0.99, 0.5, 0.8, 0.7]])
+    eligible = torch.tensor([[True, True, False, True, True, True]])
+    assert pick(select.Hierarchical(0.92, 0.62), 1, prob=prob, eligible=eligible) == [[0, 4]]
+    assert pick(select.Hierarchical(0.65, 0.62), 1, prob=prob, eligible=eligible) == [[0, 4, 5]]
+    assert pick(select.Hierarchical(0.92, 0.85), 1, prob=prob, eligible=eligible) == [[0]]
+    assert pick(select.Hierarchical(0.99, 0.95), 1, prob=prob, eligible=eligible) == [[0]]  # always the best of all
+    tie = torch.full((1, 6), 0.7)
+    assert pick(select.Hierarchical(0.92, 0.62), 1, prob=tie, eligible=eligible) == [[0, 3]]
+
+
+def test_hierarchical_without_thresholds_takes_one_position_of_each_run():
+    prob, eligible = random_case(2)
+    chosen = select.Hierarchical(1.0, 0.0)(prob, prob, eligible, torch.ones(64).long())
+    starts = eligible & ~torch.cat([torch.zeros(64, 1, dtype=torch.bool), eligible[:, :-1]], 1)
+    assert chosen.sum(-1).tolist() == starts.sum(-1).tolist()
+    low_off = select.Hierarchical(0.7, 1.0)(prob, prob, eligible, torch.ones(64).long())
+    assert torch.equal(low_off, select.Threshold(0.7)(prob, prob, eligible, torch.ones(64).long()))
+
+
+FIRST = torch.tensor([4])
+
+
+def credited(logits, memory=None, first=FIRST, eligible=None, rule=select.Credit()):
+    """One forward over a block of as many positions as there are rows; the last token is the mask."""
+    size = logits.shape[1]
+    every = torch.ones(1, size, dtype=torch.bool) if eligible is None else eligible
+    return rule.adjust(memory or {}, first, torch.arange(size)[None], every, size, logits, logits.shape[-1] - 1)
+
+
+def test_credit_adds_its_logarithm_to_the_leading_token():
+    sure = torch.tensor([[[50.0, 0.0, 0.0]]])
+    memory, logits = credited(sure)
+    assert (logits - sure)[0, 0].tolist() == pytest.approx([0.4852, 0.0, 0.0], abs=1e-4)  # 0.7 ln 2
+    memory, logits = credited(sure, memory)
+    assert (logits - sure)[0, 0, 0].item() == pytest.approx(0.7 * 1.0296194, abs=1e-4)  # ln(1 + 0.8 + 1)
+
+
+def test_credit_of_a_token_that_leads_no_more_decays_and_a_new_block_begins_at_zero():
+    one, other = torch.tensor([[[50.0, 0.0, 0.0]]]), torch.tensor([[[0.0, 50.0, 0.0]]])
+    memory, _ = credited(one)
+    memory, logits = credited(other, memory)
+    assert memory["credit"][0, 0].tolist() == pytest.approx([0.8, 1.0, 0.0])
+    assert (logits - other)[0, 0, 0].item() == pytest.approx(0.7 * 0.5877867, abs=1e-4)
+    memory, _ = credited(one, memory, first=FIRST + 1)
+    assert memory["credit"][0, 0].tolist() == pytest.approx([1.0, 0.0, 0.0])
+
+
+def test_credit_leaves_decided_positions_alone_and_at_first_changes_no_arg_max():
+    logits = torch.randn(1, 8, 20, generator=torch.Generator().manual_seed(3)) * 4
+    logits[..., -1] = -50
+    eligible = torch.arange(8)[None] % 3 != 0
+    memory, after = credited(logits, eligible=eligible)
+    assert torch.equal(after[~eligible], logits[~eligible])
+    assert not memory["credit"][~eligible].any()
+    assert torch.equal(after.argmax(-1), logits.argmax(-1))
+    assert (after.softmax(-1).max(-1).values[eligible] > logits.softmax(-1).max(-1).values[eligible]).all()
+
+
+def test_a_leading_mask_token_gets_no_credit():
+    memory, logits = credited(torch.tensor([[[1.0, 2.0, 9.0]]]))
+    assert memory["credit"][0, 0, 2] == 0
+    assert memory["credit"][0, 0, 1] > 0
+    assert logits[0, 0, 2] == 9.0
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_filters_act_before_or_after_the_temperature(first):
+    logits = torch.log(torch.tensor([[[0.6, 0.3, 0.1]]]))
+    draw = Draw(torch.tensor([2.0]), torch.tensor([0.65]), torch.tensor([0]), torch.tensor([0]))
+    targets = torch.zeros(1, 400, dtype=torch.long) + torch.arange(400)
+    many = logits.expand(1, 400, 3)
+    scores = score(many, ScoreRule(filter_first=first), draw, torch.tensor([0]), targets)
+    # At temperature 2 the three are .47, .33, .20: the second crosses 0.65 there too, as it does at temperature 1 ...
+    assert set(scores.token[0].tolist()) == {0, 1}
+    # ... but 0.55 is crossed by the first alone before, and by the second after.
+    draw = Draw(torch.tensor([2.0]), torch.tensor([0.55]), torch.tensor([0]), torch.tensor([0]))
+    scores = score(many, ScoreRule(filter_first=first), draw, torch.tensor([0]), targets)
+    assert set(scores.token[0].tolist()) == ({0} if first else {0, 1})

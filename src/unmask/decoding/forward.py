@@ -87,7 +87,7 @@ class State:
     """The rows being decoded. Methods extend it; every tensor has the rows first.
 
     Attributes:
-        canvas: [B, N] token ids, the mask id at open positions.
+        canvas: [B, N] token ids, the mask id at open positions (or a token that may still be edited).
         open: [B, N], still to be decided. A mask id inside the prompt is text, not open.
         prompt, end, limit: [B]. Positions [prompt, end) are returned, [prompt, limit) exist (whole blocks).
         step: [B], forwards since the prefill.

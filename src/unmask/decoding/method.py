@@ -230,8 +230,9 @@ def describe(cls: type[Method[Any]]) -> list[dict[str, Any]]:
 def need_mask(method: str, family: Family) -> None:
     """Refuses checkpoints that fill no masks, or fill them under a causal mask alone."""
     if family.attention == "causal":
-        what = "has no mask token" if family.mask_id is None else "was trained with causal attention"
-        raise UnmaskError(f"{method}: this {family.name} checkpoint {what}; use autoregressive")
+        masks = family.mask_id is not None
+        what = "was trained with causal attention; use wedlm or" if masks else "has no mask token; use"
+        raise UnmaskError(f"{method}: this {family.name} checkpoint {what} autoregressive")
     if family.mask_id is not None:
         return
     raise UnmaskError(f"{method}: this {family.name} checkpoint names no mask token; load it with mask_token_id=...")

@@ -27,6 +27,7 @@ class ScoreRule:
         rank: what `Scores.score` is: the probability, the margin between the two best, or the negative entropy in nats.
         filter_greedy: apply top-p/top-k to the confidences at temperature 0 too (Dream and D2F do).
         filters: the order in which the two filters act.
+        filter_first: filter before the temperature divides, not after.
         ban: token ids that are never proposed.
         ban_confidence: token ids whose logits are removed for the confidence alone (LLaDA's confidence_eos_eot_inf).
         soft: temperature of the expected embedding wanted as `Scores.soft`; None: not wanted.
@@ -36,6 +37,7 @@ class ScoreRule:
     rank: Rank = "prob"
     filter_greedy: bool = False
     filters: tuple[str, str] = ("top_p", "top_k")
+    filter_first: bool = False
     ban: tuple[int, ...] = ()
     ban_confidence: tuple[int, ...] = ()
     soft: float | None = None
@@ -146,9 +148,11 @@ def score(logits: Tensor, rule: ScoreRule, draw: Draw, step: Tensor, targets: Te
     allowed = _without(logits, rule.ban)
     greedy = allowed.argmax(-1)
     hot, stochastic = draw.temperature > 0, draw.stochastic
-    warm = logits / torch.where(hot, draw.temperature, 1.0)[:, None, None] if stochastic else logits
+    heat = torch.where(hot, draw.temperature, 1.0)[:, None, None]
+    warm = logits / heat if stochastic else logits
     if stochastic or rule.filter_greedy:
-        kept = filtered(warm, draw, rule.filters)
+        kept = filtered(logits if rule.filter_first else warm, draw, rule.filters)
+        kept = kept / heat if rule.filter_first else kept
         if not rule.filter_greedy:
             kept = torch.where(hot[:, None, None], kept, warm)
         warm = kept

@@ -95,7 +95,7 @@ class Threshold:
 
     rank: ClassVar[Rank | None] = None
 
-    tau: float = 0.9
+    tau: float | Tensor = 0.9
     strict: bool = True
 
     def __call__(self, prob: Tensor, score: Tensor, eligible: Tensor, quota: Tensor) -> Tensor:
@@ -128,20 +128,16 @@ class Factor:
     """The r surest positions, r the largest with (r + 1)(1 - c(r)) < factor.
 
     Fast-dLLM (arXiv 2505.22618). The released code accepts the last candidate unseen when it gets that far; this is the
-    paper's formula. `last_unseen` gives what the code does.
+    paper's formula.
     """
 
     rank: ClassVar[Rank | None] = None
     factor: float = 1.0
-    last_unseen: bool = False
 
     def __call__(self, prob: Tensor, score: Tensor, eligible: Tensor, quota: Tensor) -> Tensor:
         ranks = rank(prob, eligible)
         # c falls and the bound rises with the rank, so the positions that pass are a prefix of the ranking.
         passes = (prob > 1 - self.factor / (ranks + 2)) & eligible
-        if self.last_unseen:
-            left = eligible.sum(-1, keepdim=True)
-            passes |= (ranks == left - 1) & eligible & (passes.sum(-1, keepdim=True).clamp(min=1) >= left - 1)
         return _at_least(passes, score, eligible, quota)
 
 
@@ -176,7 +172,7 @@ class Hierarchical:
     2510.08666). So long runs are split near their surest token and what remains depends less on each other."""
 
     rank: ClassVar[Rank | None] = None
-    tau: float = 0.92
+    tau: float | Tensor = 0.92
     low: float = 0.62
 
     def __call__(self, prob: Tensor, score: Tensor, eligible: Tensor, quota: Tensor) -> Tensor:
@@ -205,7 +201,7 @@ class Credit:
 
     rank: ClassVar[Rank | None] = None
     per_block: ClassVar[bool] = True
-    tau: float = 0.9
+    tau: float | Tensor = 0.9
     strict: bool = False
     alpha: float = 0.7
     gamma: float = 0.2
@@ -215,7 +211,14 @@ class Credit:
         return Threshold(self.tau, self.strict)(prob, score, eligible, quota)
 
     def adjust(
-        self, memory: dict[str, Tensor], first: Tensor, column: Tensor, eligible: Tensor, size: int, logits: Tensor
+        self,
+        memory: dict[str, Tensor],
+        first: Tensor,
+        column: Tensor,
+        eligible: Tensor,
+        size: int,
+        logits: Tensor,
+        mask_id: int,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """New memory and logits.
 
@@ -224,13 +227,16 @@ class Credit:
             column: [B, R], place of each row in the block; rows with `eligible` [B, R] False are left as they are.
             size: of the block.
             logits: [B, R, V].
+            mask_id: gets no credit, for it is never proposed.
         """
         rows, vocab = logits.shape[0], logits.shape[-1]
         shape = (rows, size, vocab)
         old = memory.get("credit", logits.new_zeros(shape))
         same = memory.get("credit_first", torch.full_like(first, -1)) == first
         credit = torch.where(same[:, None, None], old * self.beta, 0.0)
-        lead = logits.softmax(-1).max(-1)
+        probs = logits.softmax(-1)
+        probs[..., mask_id] = 0
+        lead = probs.max(-1)
         gain = torch.where(eligible, lead.values**self.gamma, 0.0)
         row = torch.arange(rows, device=logits.device)[:, None].expand_as(column)
         place = column.clamp(0, size - 1)
