@@ -74,13 +74,22 @@ class BlockDiffusion(Selecting[BlockState], Blockwise[BlockState]):
         "store a finished block in the forward that first looks at the next one: one forward a block less, same text",
     )
 
-    def bind(self, family: Family, new_tokens: int) -> BlockDiffusion:
+    def check(self, family: Family) -> None:
+        """Refuses families that this kind of decoding is not sound on."""
         need_mask(self.name, family)
         if family.shift:
             raise UnmaskError(
-                f"block_diffusion: this {family.name} model predicts the next position (token shift); "
+                f"{self.name}: this {family.name} model predicts the next position (token shift); "
                 "use fast_dllm_v2 or d2f"
             )
+        if family.attention == "full":
+            raise UnmaskError(
+                f"{self.name}: this {family.name} model was trained with full attention; use masked or fast_dllm, "
+                "or d2f with its adapter"
+            )
+
+    def bind(self, family: Family, new_tokens: int) -> BlockDiffusion:
+        self.check(family)
         block = resolve(self.block_size, resolve(family.block_size, 4))
         return replace(self, block_size=block, steps=resolve(self.steps, block))
 

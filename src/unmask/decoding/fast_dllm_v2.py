@@ -68,6 +68,11 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
                 f"fast_dllm_v2: needs a model with token shift; this {family.name} model predicts in place, "
                 "use block_diffusion"
             )
+        if family.attention == "full":
+            raise UnmaskError(
+                f"fast_dllm_v2: this {family.name} model was trained with full attention; use masked or fast_dllm, "
+                "or d2f with its adapter"
+            )
         block = resolve(self.block_size, resolve(family.block_size, 32))
         sub = min(self.sub_block_size, block)
         if block % sub:
