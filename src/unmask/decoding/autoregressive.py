@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, prompt_window, window
-from unmask.decoding.method import Method, extend, register
+from unmask.decoding.method import Method, extend, need_next_token, register
 from unmask.decoding.sampling import Scores
-from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
     from unmask.models.families import Family
@@ -36,11 +35,7 @@ class Autoregressive(Method[ARState]):
     """Greedy or sampled next-token decoding with a causal mask."""
 
     def bind(self, family: Family, new_tokens: int) -> Autoregressive:
-        if not family.next_token:
-            raise UnmaskError(
-                f"autoregressive: this {family.name} model predicts masked tokens in place, not the next token; "
-                "use masked, block_diffusion or d2f"
-            )
+        need_next_token(self.name, family)
         return self
 
     def start(self, state: State) -> ARState:

@@ -238,6 +238,15 @@ def need_mask(method: str, family: Family) -> None:
     raise UnmaskError(f"{method}: this {family.name} checkpoint names no mask token; load it with mask_token_id=...")
 
 
+def need_next_token(method: str, family: Family) -> None:
+    """Refuses checkpoints whose rows of real tokens do not speak of the next one."""
+    if not family.next_token:
+        raise UnmaskError(
+            f"{method}: this {family.name} model predicts masked tokens in place, not the next token; "
+            "use masked, block_diffusion or d2f"
+        )
+
+
 def resolve(value: int | None, fallback: int) -> int:
     """`value`, or `fallback` where it is None."""
     return fallback if value is None else value
