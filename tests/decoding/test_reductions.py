@@ -43,9 +43,12 @@ def test_d2f_with_blocks_of_one_and_token_shift_is_greedy_decoding_behind_a_bidi
 
 def test_block_diffusion_with_one_block_over_everything_is_the_vanilla_sampler():
     lm = tiny("llada-tiny")
+    checkpoint = replace(
+        lm.checkpoint, family=replace(lm.family, attention="block")
+    )  # a block of all of it is no block
     for prompt in ([5, 6, 7, 8, 9, 10, 11, 12], [3] * 20):
         new = 32 - len(prompt)
-        block = lm.generate(
+        block = LM(checkpoint, None).generate(
             prompt, method="block_diffusion", block_size=32, strategy="static", max_new_tokens=new, trace=True
         )
         vanilla = lm.generate(prompt, method="masked", max_new_tokens=new, trace=True)

@@ -118,12 +118,16 @@ class D2F(Selecting[PipelineState]):
             state,
             positions,
             valid,
-            block_index(positions, self.block_size, state.prompt[:, None]),
+            self._order(state, positions),
             visible=base,
             rows=(column - shift).expand_as(positions),
             targets=torch.where(valid, positions, -1),
             kind=kind,
         )
+
+    def _order(self, state: PipelineState, positions: Tensor) -> Tensor:
+        """Who sees whom: the block of each position [B, W], the prompt is block 0."""
+        return block_index(positions, self.block_size, state.prompt[:, None])
 
     def prefill(self, state: PipelineState) -> Forward:
         """The prompt and the first block in one forward."""
@@ -146,38 +150,49 @@ class D2F(Selecting[PipelineState]):
         return complete.int().cumprod(-1).sum(-1)
 
     def commit(self, state: PipelineState, forward: Forward, scores: Scores) -> PipelineState:
-        size = self.block_size
-        rows = len(state.prompt)
         cached = self._leading(state)
-        begin = forward.targets[:, 0]
-        first = torch.where(begin >= 0, torch.div(begin - state.prompt, size, rounding_mode="floor"), 0)
-        # One rule call over all blocks of the window: a block is a row, its quota says whether it may force a token.
-        block = first[:, None] + torch.arange(forward.targets.shape[1] // size, device=begin.device)
+        row = self._next_row(state, cached).clamp(max=scores.logits.shape[1] - 1)
+        carry = scores.logits[torch.arange(len(row), device=row.device), row] if state.facts.shift else state.carry
+        state = self._accept(state, forward.targets, scores)
+        return self._advance(replace(state, cached=cached, carry=carry))
+
+    def _next_row(self, state: PipelineState, cached: Tensor) -> Tensor:
+        """Which row of the window [B] speaks of the first position behind `cached` blocks."""
+        return (cached - state.cached) * self.block_size
+
+    def _accept(self, state: PipelineState, targets: Tensor, scores: Scores) -> PipelineState:
+        """Fills positions of the window `targets` [B, R]. One rule call over all blocks: a block is a row, its quota
+        says whether it may force a token."""
+        size = self.block_size
+        block = state.cached[:, None] + torch.arange(targets.shape[1] // size, device=targets.device)
         quota = state.active.gather(1, block.clamp(max=state.active.shape[1] - 1)).long()
-        eligible = state.open_at(forward.targets)
+        eligible = state.open_at(targets)
         prob, rank, is_open = (x.reshape(-1, size) for x in (scores.prob, scores.score, eligible))
-        chosen = self.rule()(prob, rank, is_open, quota.reshape(-1)).view(rows, -1)
-        carry = state.carry
-        if state.facts.shift:
-            at = (state.prompt + cached * size - begin).clamp(0, scores.logits.shape[1] - 1)
-            carry = scores.logits[torch.arange(rows, device=at.device), at]
-        state = replace(state.fill(forward.targets, scores.token, chosen), cached=cached, carry=carry)
-        return self._advance(state)
+        chosen = self.rule()(prob, rank, is_open, quota.reshape(-1)).view(targets.shape)
+        return state.fill(targets, scores.token, chosen)
 
     def _advance(self, state: PipelineState) -> PipelineState:
-        """Appends at most one block, activates successors of well filled blocks, ends rows with nothing left."""
-        filled = state.complete(self.block_size)
-        index = torch.arange(filled.shape[1], device=filled.device)
-        last = filled.gather(1, state.blocks[:, None] - 1)[:, 0] / self.block_size
-        eos = state.first_eos()
-        grow = (last >= self.add_threshold) & (state.blocks < filled.shape[1]) & (eos >= state.canvas.shape[1])
-        if self.max_active_blocks is not None:
-            grow &= state.blocks - self._leading(state) < self.max_active_blocks
-        blocks = state.blocks + grow.long()
+        """The blocks of the next forward; ends rows with nothing left."""
+        state = self._grow(state)
+        eos, blocks = state.first_eos(), state.blocks
         if self.early_exit:  # nothing before the end token depends on a later block
             holds = torch.div(eos - state.prompt, self.block_size, rounding_mode="floor") + 1
             blocks = torch.minimum(blocks, torch.where(eos < state.canvas.shape[1], holds, blocks))
+        return replace(state, blocks=blocks, done=self._complete(state, blocks))
+
+    def _grow(self, state: PipelineState) -> PipelineState:
+        """Appends at most one block, activates successors of well filled blocks."""
+        filled = state.complete(self.block_size)
+        last = filled.gather(1, state.blocks[:, None] - 1)[:, 0] / self.block_size
+        ended = state.first_eos() < state.canvas.shape[1]
+        grow = (last >= self.add_threshold) & (state.blocks < filled.shape[1]) & ~ended
+        if self.max_active_blocks is not None:
+            grow &= state.blocks - self._leading(state) < self.max_active_blocks
         share = torch.cat([torch.ones_like(last)[:, None], filled[:, :-1] / self.block_size], dim=1)
         active = state.active | (share >= self.activate_threshold)
-        done = ((filled == self.block_size) | (index >= blocks[:, None])).all(-1)
-        return replace(state, blocks=blocks, active=active, done=done)
+        return replace(state, blocks=state.blocks + grow.long(), active=active)
+
+    def _complete(self, state: PipelineState, blocks: Tensor) -> Tensor:
+        """Rows whose first `blocks` [B] blocks are filled: bool [B]."""
+        index = torch.arange(state.active.shape[1], device=blocks.device)
+        return ((state.complete(self.block_size) == self.block_size) | (index >= blocks[:, None])).all(-1)

@@ -22,7 +22,7 @@ from unmask.decoding.sampling import Draw, Scores, score
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
-    from unmask.models.transformer import Transformer
+    from unmask.models.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ Observer = Callable[[list[int], State], None]
 
 
 def decode(
-    model: Transformer,
+    model: Network,
     method: Method[Any],
     prompts: list[list[int]],
     *,
@@ -139,7 +139,7 @@ def _used(columns: Tensor) -> int:
 
 
 def _forward(
-    model: Transformer,
+    model: Network,
     cache: ContiguousCache,
     method: Method[Any],
     state: State,
@@ -168,7 +168,7 @@ def _forward(
         return state, scores
 
 
-def _logits(model: Transformer, cache: ContiguousCache, forward: Forward) -> Tensor:
+def _logits(model: Network, cache: ContiguousCache, forward: Forward) -> Tensor:
     rows = forward.rows.clamp(min=0)
     positions = forward.layout.positions
     if forward.guide is None:
@@ -186,7 +186,7 @@ def _logits(model: Transformer, cache: ContiguousCache, forward: Forward) -> Ten
 
 
 def _not_finite(
-    model: Transformer, cache: ContiguousCache, forward: Forward, logits: Tensor, numbers: list[int]
+    model: Network, cache: ContiguousCache, forward: Forward, logits: Tensor, numbers: list[int]
 ) -> UnmaskError:
     """The error that names the first layer whose input is not finite."""
     attend = cache.window(forward.layout, forward.visible, forward.store)
@@ -221,12 +221,14 @@ def _record(rows: list[Row], before: State, after: State, forward: Forward, scor
 def _trace_step(i: int, number: int, before: State, after: State, forward: Forward, scores: Scores) -> TraceStep:
     fixed = (before.open[i] & ~after.open[i]).nonzero()[:, 0]
     prompt = int(before.prompt[i])
-    target = forward.targets[i].tolist()
-    prob = dict(zip(target, scores.prob[i].tolist()))
+    # Of several copies that speak of a position the first one counts whose token it got.
+    spoken = zip(forward.targets[i].tolist(), scores.token[i].tolist(), scores.prob[i].tolist())
+    prob = {(place, token): p for place, token, p in reversed(list(spoken))}
     place = forward.layout.positions[i][forward.valid[i]]
     first, last = int(place.min()), int(place.max())
     stored = forward.store[i][forward.store[i] >= 0]
     visible = int(forward.visible[i])
+    tokens: list[int] = after.canvas[i][fixed].tolist()
     return TraceStep(
         forward=number,
         kind=NAMES[int(forward.kind[i])],
@@ -237,8 +239,8 @@ def _trace_step(i: int, number: int, before: State, after: State, forward: Forwa
         reads=visible - int((stored.unique() < visible).sum()),
         stores=len(stored),
         positions=(fixed - prompt).tolist(),
-        tokens=after.canvas[i][fixed].tolist(),
-        confidences=[prob.get(p) for p in fixed.tolist()],
+        tokens=tokens,
+        confidences=[prob.get(pair) for pair in zip(fixed.tolist(), tokens)],
     )
 
 

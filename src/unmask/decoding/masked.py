@@ -27,6 +27,8 @@ from unmask.decoding.stop import Span
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from unmask.models.families import Family
 
 ALGORITHMS = {
@@ -47,16 +49,22 @@ class Masked(Selecting[State]):
     """Every forward sees the whole canvas; each step commits the surest open positions of the block in work."""
 
     cached = False
+    whole = True
 
     steps: int | None = option(None, "forwards in all; None: one for each token", low=1)
     block_size: int | None = option(
         None, "semi-autoregressive blocks; None: the whole canvas", alias=("block_length",), low=1
     )
-    algorithm: str = option("confidence", "what ranks positions", alias=("remasking", "alg"), choices=ALGORITHMS)
+    algorithm: str | None = option(
+        None, "what ranks positions; None: confidence", alias=("remasking", "alg"), choices=ALGORITHMS
+    )
     schedule: str | None = option(
+        None, "how many positions a step commits; None: even, timestep for Dream", choices=("even", "timestep")
+    )
+    confidence: str | None = option(
         None,
-        "how many positions a step commits; None: even for LLaDA, timestep for Dream",
-        choices=("even", "timestep"),
+        "probability before (raw) or after (filtered) temperature and top-k/top-p; None: filtered for timestep alone",
+        choices=("raw", "filtered"),
     )
     eps: float = option(1e-3, "end of the time grid (timestep)", low=0.0, high=1.0)
     algorithm_temperature: float = option(0.0, "randomness of the order (timestep)", alias=("alg_temp",), low=0.0)
@@ -64,43 +72,47 @@ class Masked(Selecting[State]):
     ban_eos: bool = option(False, "never propose an end token", alias=("logits_eos_inf",))
     eos_last: bool = option(False, "commit end tokens last", alias=("confidence_eos_eot_inf",))
 
-    def bind(self, family: Family, new_tokens: int) -> Masked:
+    def bind(self, family: Family, new_tokens: int) -> Self:
         need_mask(self.name, family)
         if family.attention != "full":
             raise UnmaskError(
-                f"masked: this {family.name} model was trained with {family.attention} attention, this method shows it "
-                f"the whole canvas; use {'fast_dllm_v2' if family.shift else 'block_diffusion'}"
+                f"{self.name}: this {family.name} model was trained with {family.attention} attention, this method "
+                f"shows it the whole canvas; use {'fast_dllm_v2' if family.shift else 'block_diffusion'}"
             )
         timed = bool(family.shift) if self.schedule is None else self.schedule == "timestep"
         block, steps = resolve(self.block_size, new_tokens), resolve(self.steps, new_tokens)
+        trouble = ""
         if timed and block != new_tokens:
-            raise UnmaskError(
-                f"masked: schedule timestep works on the whole canvas; block_size {block} needs schedule even"
-            )
-        if new_tokens % block:
-            raise UnmaskError(f"masked: block_size {block} does not divide max_new_tokens {new_tokens}")
-        if steps % (new_tokens // block):
-            raise UnmaskError(f"masked: steps {steps} is not a multiple of the {new_tokens // block} blocks")
-        if not timed and self.algorithm == "origin":
-            raise UnmaskError("masked: algorithm origin is defined by schedule timestep alone; use random")
-        if self.algorithm == "origin" and (self.select is not None or self.stop is not None):
-            raise UnmaskError("masked: algorithm origin draws its positions at random; no selection or stop rule fits")
-        if self.select is not None and self.select.rank is not None and self.algorithm != "confidence":
-            raise UnmaskError(
-                f"masked: the selection rule ranks by {self.select.rank} itself; leave algorithm {self.algorithm} out"
-            )
-        return replace(self, block_size=block, steps=steps, schedule="timestep" if timed else "even")
+            trouble = f"schedule timestep works on the whole canvas; block_size {block} needs schedule even"
+        elif new_tokens % block:
+            trouble = f"block_size {block} does not divide max_new_tokens {new_tokens}"
+        elif steps % (new_tokens // block):
+            trouble = f"steps {steps} is not a multiple of the {new_tokens // block} blocks"
+        elif self.algorithm == "origin" and not (timed and self.select is None and self.stopping() is None):
+            trouble = "algorithm origin is defined by schedule timestep alone, without selection or stop rules"
+        elif self.select is not None and self.select.rank is not None and self.algorithm not in (None, "confidence"):
+            trouble = f"the selection rule ranks by {self.select.rank} itself; leave algorithm {self.algorithm} out"
+        if trouble:
+            raise UnmaskError(f"{self.name}: {trouble}")
+        return replace(
+            self,
+            steps=steps,
+            block_size=block,
+            algorithm=self.algorithm or "confidence",
+            schedule="timestep" if timed else "even",
+            confidence=self.confidence or ("filtered" if timed else "raw"),
+        )
 
     def start(self, state: State) -> State:
         return state
 
     def score_rule(self, state: State) -> ScoreRule:
         eos = state.facts.eos_ids
-        timed = self.schedule == "timestep"
+        filtered = self.confidence == "filtered"
         own = ScoreRule(
-            "filtered" if timed else "raw",
-            rank_of(self.algorithm),
-            filter_greedy=timed,
+            "filtered" if filtered else "raw",
+            rank_of(self.algorithm or ""),
+            filter_greedy=filtered,
             ban=(state.facts.mask_id, *(eos[:1] if self.ban_eos else ())),
             ban_confidence=eos if self.eos_last else eos[:1] if self.ban_eos else (),
         )
@@ -110,8 +122,12 @@ class Masked(Selecting[State]):
         return Static()
 
     def span(self, state: State) -> Span:
-        """The block in work; a stop rule counts the forwards of the whole answer."""
+        """The block in work, by the forwards of the whole answer."""
         return Span(self._first(state), resolve(self.block_size, 1), state.step, resolve(self.steps, 1))
+
+    def stop_span(self, state: State) -> Span:
+        """The whole answer: where a stop rule fires, all blocks are taken."""
+        return Span(state.prompt, state.new_tokens, state.step, resolve(self.steps, 1))
 
     def _first(self, state: State) -> Tensor:
         """First position of the block in work [B]: by the plan of steps, or where the first open position is when
@@ -133,18 +149,16 @@ class Masked(Selecting[State]):
             last = state.step + 1 >= resolve(self.steps, 1)
             return torch.where(last, left, (left * self._share(state)).long())
         size, per_block = resolve(self.block_size, 1), self._per_block(state)
-        even = torch.full_like(state.step, size // per_block)
         if self.select is not None:
-            return even.clamp(min=1)
-        return even + (state.step % per_block < size % per_block).long()
+            return torch.full_like(state.step, max(size // per_block, 1))
+        return size // per_block + (state.step % per_block < size % per_block).long()
 
     def plan(self, state: State) -> Forward:
-        device = state.canvas.device
-        index = torch.arange(state.canvas.shape[1], device=device).expand(len(state.prompt), -1)
-        # A stop rule takes everything that is open, so it must see all of it.
-        first = self._first(state) if self.stop is None else state.prompt
-        width = resolve(self.block_size, 1) if self.stop is None else state.new_tokens
-        targets = first[:, None] + torch.arange(width, device=device)
+        index = torch.arange(state.canvas.shape[1], device=state.canvas.device).expand(len(state.prompt), -1)
+        # A stop rule takes all that is open, so it must see all of it, and one may want to see the prompt too.
+        stop = self.stopping()
+        span = self.span(state) if stop is None else self.stop_span(state)
+        targets = index if getattr(stop, "context", False) else span.first[:, None] + index[:, : span.size]
         forward = window(
             state,
             index,
@@ -152,7 +166,7 @@ class Masked(Selecting[State]):
             torch.zeros_like(index),
             visible=torch.zeros_like(state.prompt),
             rows=(targets - state.facts.shift).clamp(min=0),
-            targets=targets,
+            targets=torch.where(targets < state.limit[:, None], targets, -1),
             kind=torch.full_like(state.prompt, Kind.DENOISE),
             cached=False,
         )
@@ -162,23 +176,19 @@ class Masked(Selecting[State]):
         return forward
 
     def commit(self, state: State, forward: Forward, scores: Scores) -> State:
-        first, size = self._first(state)[:, None], resolve(self.block_size, 1)
-        inside = (forward.targets >= first) & (forward.targets < first + size)
-        eligible = state.open_at(forward.targets) & inside
+        eligible = state.open_at(forward.targets) & self.span(state).holds(forward.targets)
         noise = uniform(state.draw.seed, state.step, forward.targets, salt=1)
-        rank = scores.score
-        if self.algorithm == "random":
-            rank = noise.to(rank.dtype)
+        rank = noise.to(scores.score.dtype) if self.algorithm == "random" else scores.score
         if self.algorithm_temperature:  # draws without replacement from softmax(rank / temperature)
             rank = rank / self.algorithm_temperature - (-noise.log()).log().to(rank.dtype)
         last = state.step + 1 >= resolve(self.steps, 1)
         if self.algorithm == "origin":
             token, chosen = scores.token, eligible & ((noise < self._share(state)[:, None]) | last[:, None])
         else:
-            ranked = replace(scores, score=rank)
-            state, token, chosen = self.choose(state, forward, ranked, eligible, self._quota(state, eligible))
+            quota, ranked = self._quota(state, eligible), replace(scores, score=rank)
+            state, token, chosen = self.choose(state, forward, ranked, eligible, quota)
         state = state.fill(forward.targets, token, chosen)
-        if self.select is not None or self.stop is not None:
+        if self.select is not None or self.stopping() is not None:
             last = ~state.unfinished()
         return replace(state, done=last)
 
