@@ -21,10 +21,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
-from replay import REPLAYS, Case, Replay
+import replay
+import replay_dream
+import replay_freedave
+import replay_full
+import replay_jacobi
+import replay_llada2
+import replay_wedlm
+from replay import Case, Replay
+from replay_likelihood import LIKELIHOODS
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import Checkpoint, load_model
 from vectors_logits import check_logits
+from vectors_samplers import SAMPLERS
 from vectors_training import check_fast_dllm_v2
 
 
@@ -46,7 +55,19 @@ class Outcome:
         return "\n".join([head + (f", {len(self.failures)} failed" if self.failures else ""), *self.failures])
 
 
-# Recorded training forwards: a function of the folder and the case, empty if all agrees.
+# Recorded runs: a function of the checkpoint and the case. The first entry that a file's name begins with replays it.
+REPLAYS: dict[str, Callable[[Checkpoint, Case], Replay]] = {
+    **replay.REPLAYS,
+    **replay_dream.REPLAYS,
+    **replay_freedave.REPLAYS,
+    **replay_full.REPLAYS,
+    **replay_jacobi.REPLAYS,
+    **replay_llada2.REPLAYS,
+    **replay_wedlm.REPLAYS,
+}
+# What is no decoding: a function of the folder and the case, empty if all agrees.
+CHECKS: dict[str, Callable[[Path, Case], str]] = LIKELIHOODS | SAMPLERS | replay_jacobi.TRAJECTORIES
+# Recorded training forwards, in the same way.
 TRAINING: dict[str, Callable[[Path, Case], str]] = {"fast-dllm-v2-training": check_fast_dllm_v2}
 
 
@@ -109,7 +130,7 @@ def replay_file(folder: Path, path: Path) -> Outcome:
     """All cases of a .jsonl file."""
     outcome = Outcome(path.name)
     run = next((f for stem, f in REPLAYS.items() if path.stem.startswith(stem)), None)
-    train = next((f for stem, f in TRAINING.items() if path.stem.startswith(stem)), None)
+    train = next((f for stem, f in (CHECKS | TRAINING).items() if path.stem.startswith(stem)), None)
     if run is None and train is None:
         outcome.not_built = "method"
         return outcome

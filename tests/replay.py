@@ -15,7 +15,7 @@ import torch
 
 from unmask.decoding import build
 from unmask.decoding.forward import Facts
-from unmask.decoding.loop import Row, TraceStep, decode
+from unmask.decoding.loop import Observer, Row, TraceStep, decode
 from unmask.decoding.sampling import Draw
 from unmask.models.checkpoint import Checkpoint
 
@@ -34,6 +34,22 @@ class Replay:
 
     def __post_init__(self) -> None:
         self.by_kind = self.by_kind or dict(Counter(self.kinds))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a call of `run` took: method, tokens up to the first end token, forwards, and the prefills among them."""
+
+    method: str
+    tokens: int
+    forwards: int
+    prefills: int
+
+
+# For forwards.py: what ran, and whether replays run without the settings that make us spend the forwards of a record.
+RAN: list[Ran] = []
+OWN_DEFAULTS = False
+PRESETS = {"early_exit", "fused_commit", "verify", "eager", "eos_block", "own_prefill", "prefill_draft"}
 
 
 def prompts_of(case: Case) -> list[list[int]]:
@@ -57,9 +73,13 @@ def run(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    observe: Observer | None = None,
 ) -> list[Row]:
     """Decodes the case's rows as one batch with everything traced."""
     prompts = prompts_of(case)
+    if OWN_DEFAULTS:
+        options = {key: value for key, value in options.items() if key not in PRESETS}
+        new_tokens = min(new_tokens, len(case["expect"]["tokens"]))
     family = checkpoint.family.override(mask_token_id=mask) if mask >= 0 else checkpoint.family
     rows = len(prompts)
     draw = Draw(
@@ -70,24 +90,37 @@ def run(
     )
     bound = build(method, options).bind(family, new_tokens)
     facts = Facts(mask, eos, family.shift)
-    return decode(checkpoint.model, bound, prompts, facts=facts, draw=draw, new_tokens=new_tokens, trace=True)
+    out = decode(
+        checkpoint.model,
+        bound,
+        prompts,
+        facts=facts,
+        draw=draw,
+        new_tokens=new_tokens,
+        trace=True,
+        observe=observe,
+    )
+    forwards = [r.counters.forwards for r in out]
+    tokens = sum(len(cut(r.canvas[:new_tokens], eos)) for r in out)
+    RAN.append(Ran(bound.name, tokens, sum(sum(f.values()) for f in forwards), sum(f["prefill"] for f in forwards)))
+    return out
 
 
-def _trace(steps: list[TraceStep]) -> Trace:
+def trace_of(steps: list[TraceStep]) -> Trace:
     return [[s.forward, s.positions, s.tokens] for s in steps if s.positions]
 
 
-def _plain(rows: list[Row], names: dict[str, str], tokens: list[list[int]] | None = None) -> Replay:
+def in_step(rows: list[Row], names: dict[str, str], tokens: list[list[int]] | None = None) -> Replay:
     """Rows that run in step: forward numbers of a row are those of the batch."""
     longest = max(rows, key=lambda r: len(r.trace))
     return Replay(
         tokens or [r.canvas for r in rows],
-        [_trace(r.trace) for r in rows],
+        [trace_of(r.trace) for r in rows],
         [names[s.kind] for s in longest.trace],
     )
 
 
-def _cut(ids: list[int], eos: tuple[int, ...]) -> list[int]:
+def cut(ids: list[int], eos: tuple[int, ...]) -> list[int]:
     stop = next((i for i, t in enumerate(ids) if t in eos), None)
     return ids if stop is None else ids[: stop + 1]
 
@@ -97,7 +130,7 @@ def autoregressive(checkpoint: Checkpoint, case: Case) -> Replay:
     eos = () if o["eos_token_id"] is None else (o["eos_token_id"],)
     rows = run(checkpoint, case, "autoregressive", {}, new_tokens=o["max_new_tokens"], eos=eos, mask=-1)
     names = {"prefill": "prefill", "denoise": "decode"}
-    return _plain(rows, names, [_cut(r.canvas, eos) for r in rows])
+    return in_step(rows, names, [cut(r.canvas, eos) for r in rows])
 
 
 def llada(checkpoint: Checkpoint, case: Case) -> Replay:
@@ -114,7 +147,7 @@ def llada(checkpoint: Checkpoint, case: Case) -> Replay:
         mask=o["mask_id"],
         temperature=o["temperature"],
     )
-    return _plain(rows, {"denoise": "denoise"})
+    return in_step(rows, {"denoise": "denoise"})
 
 
 def dream(checkpoint: Checkpoint, case: Case) -> Replay:
@@ -132,7 +165,7 @@ def dream(checkpoint: Checkpoint, case: Case) -> Replay:
         top_p=o["top_p"] or 1.0,
         top_k=o["top_k"] or 0,
     )
-    return _plain(rows, {"denoise": "denoise"})
+    return in_step(rows, {"denoise": "denoise"})
 
 
 def sdar(checkpoint: Checkpoint, case: Case) -> Replay:
@@ -142,6 +175,7 @@ def sdar(checkpoint: Checkpoint, case: Case) -> Replay:
         "block_length": o["block_length"],
         "denoising_steps": o["denoising_steps"],
         "early_exit": False,
+        "fused_commit": False,
     }
     if "threshold" in o:
         strategy = "static" if o["threshold"] >= 1 else "dynamic"
@@ -164,7 +198,7 @@ def sdar(checkpoint: Checkpoint, case: Case) -> Replay:
         top_k=o["top_k"],
         top_p=o["top_p"],
     )
-    return _plain(rows, {k: k for k in ("prefill", "denoise", "commit")})
+    return in_step(rows, {k: k for k in ("prefill", "denoise", "commit")})
 
 
 V2_KINDS = {"prefill": "prefill", "denoise": "full", "window": "sub", "commit": "commit"}
@@ -184,7 +218,7 @@ def fast_dllm_v2(checkpoint: Checkpoint, case: Case) -> Replay:
     if new_tokens < 1:  # not one block fits: the official loop prefills and returns nothing
         return Replay([[]], [[]], ["prefill"] if len(case["prompt"]) >= block else [])
     rows = run(checkpoint, case, "fast_dllm_v2", _v2_options(o), new_tokens=new_tokens, eos=eos, mask=o["mask_id"])
-    return _plain(rows, V2_KINDS, [_cut(rows[0].canvas[:new_tokens], eos)])
+    return in_step(rows, V2_KINDS, [cut(rows[0].canvas[:new_tokens], eos)])
 
 
 def fast_dllm_v2_batch(checkpoint: Checkpoint, case: Case) -> Replay:
@@ -217,7 +251,7 @@ def fast_dllm_v2_batch(checkpoint: Checkpoint, case: Case) -> Replay:
             break
     tokens, traces = [], []
     for row, place, n, length in zip(rows, places, wanted, lengths):
-        ids = _cut(row.canvas[:n], eos)
+        ids = cut(row.canvas[:n], eos)
         if ids[-1] in eos:  # the rest of the block and its bridge token are the tokenizer's pad token
             place = [p for p in place if p[1] >= 0 or p[3].positions[0] < len(ids)]
             ids += [o["pad_token_id"]] * (-(length + len(ids)) % block + 1)
@@ -263,7 +297,7 @@ def d2f(checkpoint: Checkpoint, case: Case) -> Replay:
     )
     # Blocks that were never appended are not part of the official canvas.
     tokens = [[t for t, is_open in zip(r.canvas, r.open) if not is_open] for r in rows]
-    replay = _plain(rows, {k: k for k in ("prefill", "denoise", "commit")}, tokens)
+    replay = in_step(rows, {k: k for k in ("prefill", "denoise", "commit")}, tokens)
     if "with_cache_update" in case["expect"]["forwards_by_kind"]:
         stored = sum(1 for k in replay.kinds if k != "denoise")
         replay.by_kind = {"with_cache_update": stored, "without_cache_update": len(replay.kinds) - stored}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from replay import Case, Replay, _plain, _trace, prompts_of, run
+from replay import Case, Replay, in_step, prompts_of, run, trace_of
 from unmask.decoding.forward import State
 from unmask.decoding.lopa import BranchState
 from unmask.models.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ def sched(checkpoint: Checkpoint, case: Case) -> Replay:
         mask=o["mask_token_id"],
         temperature=o["temperature"],
     )
-    return _plain(rows, {"denoise": "denoise"})
+    return in_step(rows, {"denoise": "denoise"})
 
 
 LOPA = (
@@ -100,7 +100,7 @@ def lopa(checkpoint: Checkpoint, case: Case) -> Replay:
         assert ours == expect["calls"], f"calls: expected {expect['calls']}, got {ours}"
     tokens = [t for t, is_open in zip(row.canvas, row.open) if not is_open]
     kinds = ["with_cache_update" if stored else "without_cache_update" for _, _, stored in ours]
-    return Replay([tokens], [_trace(row.trace)], kinds)
+    return Replay([tokens], [trace_of(row.trace)], kinds)
 
 
 REPLAYS: dict[str, Callable[[Checkpoint, Case], Replay]] = {"sched-dream": sched, "lopa-dream": lopa}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from replay import Case, Replay, Trace, _plain, prompts_of, run
+from replay import Case, Replay, Trace, in_step, prompts_of, run
 from unmask.decoding.loop import Row, TraceStep
 from unmask.models.checkpoint import Checkpoint
 
@@ -80,7 +80,7 @@ def fast_dllm_dream(checkpoint: Checkpoint, case: Case) -> Replay:
         temperature=o["temperature"],
         top_p=o["top_p"] or 1.0,
     )
-    return _plain(rows, {"denoise": "full", "refresh": "refresh", "window": "window"})
+    return in_step(rows, {"denoise": "full", "refresh": "refresh", "window": "window"})
 
 
 def dparallel(checkpoint: Checkpoint, case: Case) -> Replay:

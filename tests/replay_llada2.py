@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from replay import Case, Replay, Trace, _cut, prompts_of, run
+from replay import Case, Replay, Trace, cut, prompts_of, run
 from unmask.decoding.forward import State
 from unmask.models.checkpoint import Checkpoint
 
@@ -54,7 +54,7 @@ def llada2(checkpoint: Checkpoint, case: Case) -> Replay:
         kinds.append(KINDS[step.kind])
         if not editing and o["eos_early_stop"] and _stops(after, written, o):
             break
-    return Replay([_cut(row.canvas[: o["gen_length"]], (o["eos_id"],))], [trace], kinds)
+    return Replay([cut(row.canvas[: o["gen_length"]], (o["eos_id"],))], [trace], kinds)
 
 
 def _stops(answer: Tensor, written: Tensor, o: dict[str, Any]) -> bool:
