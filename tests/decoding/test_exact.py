@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from unmask.attention.dense import DenseAttention
 from unmask.decoding.loop import TraceStep
 from unmask.layout import Layout, block_causal, causal, full
 
+EDITING = {"editing": True, "block_size": 8, "threshold": 0.6, "edit_threshold": 0.4, "max_post_steps": 4}
 # Method, checkpoint, options: one entry for each way a method can run.
 RUNS = {
     "autoregressive": ("qwen2-tiny", {}),
@@ -28,9 +30,51 @@ RUNS = {
     "d2f-llada": ("llada-tiny", {"block_size": 4, "threshold": 0.7}),
     "d2f-dream": ("dream-tiny", {"block_size": 8}),
     "d2f-capped": ("dream-tiny", {"block_size": 4, "max_active_blocks": 2}),
+    "lopa": ("dream-tiny-eos", {"block_size": 8, "threshold": 0.7}),
+    "lopa-full": ("dream-tiny", {"block_size": 4, "full_window": True, "threshold": 0.7}),
+    "sched-dream": ("dream-tiny-eos", {"kind": "exp", "high": 3.0, "low": 0.5}),
+    "sched-llada": ("llada-tiny", {"block_size": 8, "steps": 12, "high": 4.0, "low": 0.5, "max_change": 1.0}),
+    "block_diffusion-stop": ("sdar-tiny", {"block_size": 8, "strategy": "static", "stop": "sched:high=3,low=0.5"}),
+    "wedlm": ("wedlm-tiny", {"window_size": 6}),
+    "wedlm-engine": ("wedlm-qwen2-tiny", {"own_prefill": True}),
+    "wedlm-block": ("wedlm-tiny", {"schedule": "block", "window_size": 5, "select": "threshold:tau=0.6"}),
+    "wedlm-bounded": ("wedlm-qwen2-tiny", {"bounded": True, "entropy_threshold": 0.8}),
+    "wedlm-verify": ("wedlm-tiny", {"verify": True, "window_size": 4, "entropy_threshold": 1e9}),
+    "mdlm": ("llada-tiny", {"steps": 12}),
+    "mdlm-dream": ("dream-tiny", {"steps": 16}),
+    "freedave-one": ("sdar-tiny", {"depth": 1, "eager": False}),
+    "freedave": ("sdar-tiny", {}),
+    "freedave-threshold": ("sdar-tiny", {"block_size": 8, "threshold": 0.7, "depth": 4}),
+    "freedave-official": ("sdar-tiny", {"verify": "official", "depth": 4}),
+    "freedave-llada": ("llada-tiny", {"block_size": 8}),
+    "freedave-dream": ("dream-tiny", {"block_size": 8, "cache": "prefix", "depth": 4}),
+    "masked-moe": ("llada-moe-tiny", {"block_size": 8, "steps": 12}),
+    "llada2": ("llada2-moe-tiny", {"block_size": 8, "threshold": 0.6}),
+    "llada2-editing": ("llada2-moe-tiny", EDITING),
+    "fast_dllm-llada": ("llada-tiny", {"block_size": 8, "factor": 1.5}),
+    "fast_dllm-dream": ("dream-tiny", {"pool_steps": 4, "threshold": 0.6}),
+    "fast_dllm-prefix": ("llada-tiny", {"block_size": 8, "cache": "prefix", "steps": 12}),
+    "fast_dllm-dream-dual": ("dream-tiny", {"block_size": 8, "cache": "dual"}),
+    "dparallel": ("dream-tiny", {"block_size": 8}),
+    "dparallel-dual": ("llada-tiny", {"block_size": 8, "cache": "dual"}),
+    "dinfer": ("llada-moe-tiny", {"block_size": 8, "cache": "none", "smoothing": 0.0, "decoder": "hierarchical"}),
+    "dinfer-credit": ("llada-tiny", {"block_size": 8, "cache": "prefix", "smoothing": 0.0, "decoder": "credit"}),
+    "dinfer-vicinity": ("llada-tiny", {"block_size": 8, "prefix_look": 4, "after_look": 4, "smoothing": 0.0}),
+    "jacobi": ("wedlm-tiny", {"block_size": 6}),
+    "jacobi-block": ("fast-dllm-v2-tiny", {"block_size": 5, "schedule": "block"}),
+    "jacobi_blocks": ("wedlm-tiny", {"block_size": 4, "blocks": 3, "spawn_ratio": 0.4, "pool_size": 1}),
+    "jacobi_blocks-recycling": ("wedlm-qwen2-tiny", {"block_size": 5}),
 }
-EXACT = [n for n in RUNS if n != "fast_dllm_v2-cache"]
-NEW = 24
+# Keys of a full-attention model are approximate in any cache; confidences with credit are not raw.
+STALE = ("fast_dllm-prefix", "fast_dllm-dream-dual", "dparallel-dual", "dinfer-credit", "dinfer-vicinity")
+# Stale keys in the one; in the other a token is written before it is final (tests/decoding/test_llada2.py).
+# LoPA decides by several versions of the canvas (tests/decoding/test_lopa.py).
+# Copies of a window speak of the same positions; which one was kept, the trace does not say.
+VERSIONS = ("lopa", "lopa-full", "jacobi_blocks-recycling")
+# FreeDave's drafts likewise (tests/decoding/test_freedave.py); without drafts it is exact.
+DRAFTS = [n for n in RUNS if n.startswith("freedave") and n != "freedave-one"]
+EXACT = [n for n in RUNS if n not in ("fast_dllm_v2-cache", "llada2-editing", *STALE, *VERSIONS, *DRAFTS)]
+NEW = 16
 
 
 def prompts(seed: int, count: int = 4) -> list[list[int]]:
@@ -44,12 +88,16 @@ def generate(name: str, prompt, **more):
     return tiny(model).generate(prompt, method=method, **({"max_new_tokens": NEW} | options | more))
 
 
-def layout_for(name: str, length: int, prompt: int) -> Layout:
+def layout_for(name: str, canvas: list[int], prompt: int) -> Layout:
     """The mask under which the method's whole canvas would run without a cache."""
-    method, options = name.split("-")[0], RUNS[name][1]
-    if method == "autoregressive":
+    method, options, length = name.split("-")[0], RUNS[name][1], len(canvas)
+    if method == "wedlm":  # causal, what is known before the masks
+        mask = tiny(RUNS[name][0]).family.mask_id
+        waiting = torch.tensor([i >= prompt and t == mask for i, t in enumerate(canvas)])
+        return replace(causal(length), order=waiting.long().argsort(stable=True).argsort())
+    if method in ("autoregressive", "jacobi", "jacobi_blocks"):
         return causal(length)
-    if method == "masked":
+    if method in ("masked", "sched", "prophet", "mdlm", "fast_dllm", "dparallel", "dinfer"):
         return full(length)
     if method == "d2f":
         return block_causal(length, options["block_size"], anchor=prompt)
@@ -61,10 +109,14 @@ def uncached_probability(name: str, canvas: list[int], prompt: int, step: TraceS
     end."""
     lm = tiny(RUNS[name][0])
     length = step.first + step.width + prompt
+    # Rows of real tokens speak of the next position in these, whatever masks do.
+    next_token = name.startswith(("autoregressive", "jacobi")) or RUNS[name][1].get("verify", False)
+    fixed = {p + prompt: t for p, t in zip(step.positions, step.tokens)} if next_token else {}
+    canvas = [fixed.get(i, t) for i, t in enumerate(canvas[:length])]
     with torch.inference_mode():
-        layout = layout_for(name, length, prompt)
-        z = lm.model(torch.tensor([canvas[:length]]), torch.arange(length)[None], DenseAttention(layout))[0]
-    shift = 1 if name.startswith("autoregressive") else lm.family.shift
+        layout = layout_for(name, canvas, prompt)
+        z = lm.model(torch.tensor([canvas]), torch.arange(length)[None], DenseAttention(layout))[0]
+    shift = 1 if next_token else lm.family.shift
     banned = [] if lm.family.mask_id is None else [lm.family.mask_id]
     allowed = z.index_fill(1, torch.tensor(banned, dtype=torch.long), -torch.inf)
     rows = [p + prompt - shift for p in step.positions]
@@ -72,10 +124,9 @@ def uncached_probability(name: str, canvas: list[int], prompt: int, step: TraceS
 
 
 @pytest.mark.parametrize("name", [n for n in EXACT if not n.endswith("cfg")])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_cached_decoding_equals_recomputing_everything_at_each_forward(name, seed):
-    for prompt in prompts(seed, 2):
-        result = generate(name, prompt, trace=True, early_exit=False)
+def test_cached_decoding_equals_recomputing_everything_at_each_forward(name):
+    batch = prompts(0, 3)
+    for prompt, result in zip(batch, generate(name, batch, trace=True, early_exit=False)):
         mask = tiny(RUNS[name][0]).family.mask_id or 0
         canvas = prompt + [mask] * 256
         for step in result.trace:
@@ -91,8 +142,8 @@ def test_cached_decoding_equals_recomputing_everything_at_each_forward(name, see
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_ragged_batch_equals_each_prompt_alone(name, temperature):
-    batch = prompts(2, 5)
-    seeds = [11, 12, 13, 14, 15]
+    batch = prompts(2, 3)
+    seeds = [11, 12, 13]
     together = generate(name, batch, temperature=temperature, seed=seeds)
     for prompt, seed, row in zip(batch, seeds, together):
         alone = generate(name, prompt, temperature=temperature, seed=seed)
@@ -103,17 +154,16 @@ def test_a_ragged_batch_equals_each_prompt_alone(name, temperature):
 @pytest.mark.parametrize("name", RUNS)
 def test_sampling_depends_on_the_seed_and_on_nothing_else(name):
     prompt = prompts(3, 1)[0]
-    first = generate(name, prompt, temperature=1.5, seed=1)
-    assert generate(name, prompt, temperature=1.5, seed=1).ids == first.ids
-    others = [generate(name, prompt, temperature=1.5, seed=s).ids for s in range(2, 6)]
-    assert any(o != first.ids for o in others)
+    rows = generate(name, [prompt] * 6, temperature=1.5, seed=[1, 1, 2, 3, 4, 5])
+    assert rows[0].ids == rows[1].ids
+    assert any(row.ids != rows[0].ids for row in rows[2:])
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_top_k_of_one_at_any_temperature_is_greedy(name):
-    if name.startswith("masked-dream"):
+    if name.startswith(("masked-dream", "sched-dream")):
         pytest.skip("top-k filters Dream's ranking, so the order changes")
-    if name.startswith(("d2f", "fast_dllm_v2")):
+    if name.startswith(("d2f", "lopa", "fast_dllm_v2", "fast_dllm-dream", "llada2")):
         pytest.skip("the confidence after filtering is 1, so everything is accepted")
     prompt = prompts(4, 1)[0]
     assert generate(name, prompt, temperature=0.7, top_k=1).ids == generate(name, prompt).ids
@@ -121,8 +171,8 @@ def test_top_k_of_one_at_any_temperature_is_greedy(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_early_exit_never_changes_the_text(name):
-    for prompt in prompts(5, 4):
-        short, long = generate(name, prompt), generate(name, prompt, early_exit=False)
+    batch = prompts(5, 4)
+    for short, long in zip(generate(name, batch), generate(name, batch, early_exit=False)):
         assert short.ids == long.ids
         assert short.finish_reason == long.finish_reason
         assert sum(short.counters.forwards.values()) <= sum(long.counters.forwards.values())
@@ -156,13 +206,12 @@ def test_a_model_that_wants_to_say_mask_still_ends_without_saying_it(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("length", [1, 3, 4, 5, 31, 32, 33])
-def test_every_prompt_length_gives_at_most_the_tokens_asked_for(name, length):
-    prompt = [(7 * i + 3) % 170 for i in range(length)]
-    result = generate(name, prompt, trace=True)
-    fixed = [p for step in result.trace for p in step.positions]
-    assert len(fixed) == len(set(fixed))  # nothing is decided twice
-    assert set(range(len(result.ids))) <= set(fixed)
-    assert len(result.ids) == NEW or result.finish_reason == "stop"
-    assert result.counters.tokens == len(result.ids)
-    assert result.prompt_ids == prompt
+def test_every_prompt_length_gives_at_most_the_tokens_asked_for(name):
+    batch = [[(7 * i + 3) % 170 for i in range(length)] for length in (1, 3, 4, 5, 31, 32, 33)]
+    for prompt, result in zip(batch, generate(name, batch, trace=True)):
+        fixed = [p for step in result.trace for p in step.positions]
+        assert len(fixed) == len(set(fixed))  # nothing is decided twice
+        assert set(range(len(result.ids))) <= set(fixed)
+        assert len(result.ids) == NEW or result.finish_reason == "stop"
+        assert result.counters.tokens == len(result.ids)
+        assert result.prompt_ids == prompt

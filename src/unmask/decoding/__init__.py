@@ -1,6 +1,26 @@
 """Decoding methods, one file per paper, on shared parts. Importing this package registers all of them."""
 
-from unmask.decoding import autoregressive, block_diffusion, d2f, fast_dllm_v2, masked
+from unmask.decoding import (
+    autoregressive,
+    block_diffusion,
+    d2f,
+    didi,
+    dinfer,
+    dparallel,
+    fast_dllm,
+    fast_dllm_v2,
+    freedave,
+    freedave_blocks,
+    freedave_full,
+    jacobi,
+    jacobi_blocks,
+    llada2,
+    lopa,
+    masked,
+    mdlm,
+    sched,
+    wedlm,
+)
 from unmask.decoding.method import METHODS, Method, build, describe, method_class
 
 __all__ = [
@@ -11,7 +31,21 @@ __all__ = [
     "build",
     "d2f",
     "describe",
+    "didi",
+    "dinfer",
+    "dparallel",
+    "fast_dllm",
     "fast_dllm_v2",
+    "freedave",
+    "freedave_blocks",
+    "freedave_full",
+    "jacobi",
+    "jacobi_blocks",
+    "llada2",
+    "lopa",
     "masked",
+    "mdlm",
     "method_class",
+    "sched",
+    "wedlm",
 ]
