@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 	$(BIN)/unmask demo
 
 test: $(VENV)/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

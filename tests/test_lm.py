@@ -39,7 +39,7 @@ def test_counters_follow_their_definition():
         ("sdar-tiny", "block_diffusion"),
         ("fast-dllm-v2-tiny", "fast_dllm_v2"),
         ("qwen2-tiny", "autoregressive"),
-        ("wedlm-tiny", "autoregressive"),
+        ("wedlm-tiny", "wedlm"),
     ],
 )
 def test_each_family_has_its_default_method(name, method):
@@ -122,6 +122,7 @@ class Recorder:
         ("dream-tiny", "d2f"),
         ("sdar-tiny", "block_diffusion"),
         ("fast-dllm-v2-tiny", "fast_dllm_v2"),
+        ("wedlm-tiny", "wedlm"),
     ],
 )
 def test_streamers_get_prompt_then_exactly_the_text_and_one_end(name, method):

@@ -22,6 +22,7 @@ from unmask.decoding.forward import Facts
 from unmask.decoding.loop import Row, TraceStep, decode
 from unmask.decoding.sampling import Draw
 from unmask.errors import UnmaskError
+from unmask.likelihood import Likelihood, Masks, greedy_answer, loglikelihood
 from unmask.models.checkpoint import Checkpoint, load_model
 from unmask.models.families import Family
 from unmask.models.tokenizer import Tokenizer, load_tokenizer
@@ -134,6 +135,61 @@ class LM:
         seconds = time.perf_counter() - begun - (observe.seconds if observe else 0.0)
         results = [self._result(p, r, new_tokens, seconds, chosen) for p, r in zip(ids, rows)]
         return results[0] if single else results
+
+    def loglikelihood(
+        self,
+        prompt: Prompt,
+        answer: str | Sequence[int],
+        *,
+        samples: int = 128,
+        batch: int = 8,
+        seed: int = 0,
+        masks: Masks | None = None,
+        cfg_scale: float = 0.0,
+        raw: bool = False,
+    ) -> Likelihood:
+        """How likely the model finds an answer: exactly for causal models, else an estimate of a lower bound.
+
+        Args:
+            prompt: see `generate`.
+            answer: text (tokenized on its own, as it stands) or token ids, not empty.
+            samples, batch, seed, masks, cfg_scale: of the estimate, see `unmask.likelihood.loglikelihood`.
+            raw: see `generate`.
+
+        Returns:
+            A `Likelihood`: value in nats, whether it is exact, forwards spent.
+
+        Raises:
+            UnmaskError: bad input, in one line.
+        """
+        ids, wanted = self._pair(prompt, answer, raw)
+        chosen = {"samples": samples, "batch": batch, "seed": seed, "masks": masks, "cfg_scale": cfg_scale}
+        return loglikelihood(self.model, self.family, ids, wanted, **chosen)
+
+    def is_greedy(
+        self, prompt: Prompt, answer: str | Sequence[int], *, cfg_scale: float = 0.0, raw: bool = False
+    ) -> bool:
+        """Whether greedy decoding, one token a forward, gives this answer. Arguments: see `loglikelihood`."""
+        ids, wanted = self._pair(prompt, answer, raw)
+        return greedy_answer(self.model, self.family, ids, len(wanted), cfg_scale=cfg_scale)[0] == wanted
+
+    def _pair(self, prompt: Prompt, answer: str | Sequence[int], raw: bool) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and an answer that fit into the context together."""
+        ids = self.encode(prompt, raw=raw)
+        if isinstance(answer, str):
+            if self.tokenizer is None:
+                raise UnmaskError(f"{self.checkpoint.folder} has no tokenizer; give token ids")
+            wanted = self.tokenizer.encode_answer(answer)
+        else:
+            wanted = [_token_id(i, self.model.config.vocab_size) for i in answer]
+        if not wanted:
+            raise UnmaskError("the answer is empty; give at least one token")
+        context = self.model.config.max_positions
+        if len(ids) + len(wanted) > context:
+            raise UnmaskError(
+                f"prompt ({len(ids)} tokens) and answer ({len(wanted)}) exceed the context of {context} tokens"
+            )
+        return ids, wanted
 
     @property
     def facts(self) -> Facts:
@@ -276,7 +332,9 @@ def load(
 def default_method(family: Family) -> str:
     """The method that a family's checkpoints were made for."""
     if family.attention == "full":
-        return "masked"
+        return "mdlm" if family.name == "mdlm" else "masked"
     if family.attention == "causal":
-        return "autoregressive"
+        return "autoregressive" if family.shift or family.mask_id is None else "wedlm"
+    if family.name == "llada2":
+        return "llada2"
     return "fast_dllm_v2" if family.shift else "block_diffusion"

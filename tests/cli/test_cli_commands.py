@@ -45,7 +45,9 @@ def test_the_common_options_agree_with_the_library() -> None:
     assert dict.fromkeys(LENGTH_NAMES, "max_new_tokens") == COMMON
 
 
-@pytest.mark.parametrize("name", ["llada-tiny", "sdar-tiny", "qwen2-tiny", "dream-tiny", "fast-dllm-v2-tiny"])
+@pytest.mark.parametrize(
+    "name", ["llada-tiny", "sdar-tiny", "qwen2-tiny", "dream-tiny", "fast-dllm-v2-tiny", "llada2-moe-tiny"]
+)
 def test_info_agrees_with_the_loaded_checkpoint(name: str) -> None:
     import unmask
 
@@ -58,6 +60,14 @@ def test_info_agrees_with_the_loaded_checkpoint(name: str) -> None:
         assert facts["methods"][facts["default_method"]] is None
     assert facts["tokenizer"] is False and facts["dtype"] == "float32"
     assert name in run("info", str(MODELS / name)).stdout
+
+
+def test_info_of_experts_tells_what_a_token_uses() -> None:
+    facts = json.loads(run("info", str(MODELS / "llada2-moe-tiny"), "--json").stdout)
+    idle = 2 * 12 * 3 * 32 * 64  # two layers, 12 of 16 experts, three matrices
+    assert facts["experts"] == {"count": 16, "per_token": 4, "active_parameters": facts["parameters"] - idle}
+    assert facts["rope"] == {"theta": 600000.0, "dimensions": 8}
+    assert json.loads(run("info", str(MODELS / "llada-tiny"), "--json").stdout)["experts"] is None
 
 
 def test_info_reads_no_weights(tmp_path: Path) -> None:
@@ -87,7 +97,7 @@ def test_train_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_version_help_and_usage_errors() -> None:
     assert run("--version").stdout.startswith("unmask ")
-    for command in ("generate", "chat", "methods", "info", "train", "bench"):
+    for command in ("generate", "chat", "trace", "compare", "methods", "info", "train", "bench"):
         assert run(command, "--help").exit_code == 0
     assert run("generat").exit_code == 2
     assert run("generate").exit_code == 2

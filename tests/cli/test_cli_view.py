@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from unmask.cli.detokenize import Detokenizer
 from unmask.cli.view import View, clean
+from unmask.detokenize import Detokenizer
 
 MASK = 99
 

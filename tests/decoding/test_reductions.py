@@ -43,9 +43,7 @@ def test_d2f_with_blocks_of_one_and_token_shift_is_greedy_decoding_behind_a_bidi
 
 def test_block_diffusion_with_one_block_over_everything_is_the_vanilla_sampler():
     lm = tiny("llada-tiny")
-    checkpoint = replace(
-        lm.checkpoint, family=replace(lm.family, attention="block")
-    )  # one block over all of it
+    checkpoint = replace(lm.checkpoint, family=replace(lm.family, attention="block"))  # one block over all of it
     for prompt in ([5, 6, 7, 8, 9, 10, 11, 12], [3] * 20):
         new = 32 - len(prompt)
         block = LM(checkpoint, None).generate(

@@ -1,7 +1,7 @@
-"""The command line: `unmask demo | generate | chat | methods | info | train | bench`, also as `python -m unmask`.
+"""The command line: `unmask demo | generate | chat | trace | compare | methods | info | train | bench`.
 
-Thin on purpose: a command reads its arguments, calls the library and prints. torch and the library are imported inside
-the commands, so that `unmask --help` answers at once.
+Also as `python -m unmask`. Thin on purpose: a command reads its arguments, calls the library and prints. torch and the
+library are imported inside the commands, so that `unmask --help` answers at once.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ from typer.core import TyperGroup
 
 from unmask.cli.bench import app as bench
 from unmask.cli.chat import chat
+from unmask.cli.compare import compare
 from unmask.cli.demo import demo
 from unmask.cli.generate import generate
 from unmask.cli.info import info
 from unmask.cli.methods import methods
+from unmask.cli.trace import trace
 from unmask.cli.train import train
 from unmask.errors import UnmaskError
 
@@ -55,7 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, generate, chat, methods, info, train):
+for command in (demo, generate, chat, trace, compare, methods, info, train):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

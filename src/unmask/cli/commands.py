@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.table import Table
 from rich.text import Text
 
-from unmask.cli.compare import compare as run_compare
+from unmask.cli.chat_compare import compare as run_compare
 from unmask.cli.loading import load
 from unmask.cli.options import parse_pair, readable
 from unmask.cli.session import Session, check_chat

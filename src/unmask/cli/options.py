@@ -80,6 +80,48 @@ def parse_ids(text: str) -> list[int]:
         raise UnmaskError(f"--ids takes token ids separated by spaces or commas, not {text!r}") from None
 
 
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of `name:key=value,key=value`; a value that holds commas itself stands in parentheses.
+
+    Raises:
+        UnmaskError: an unknown method or option (with the nearest), bad syntax, an option that all methods share.
+    """
+    from unmask.decoding import build, method_class
+
+    name, _, rest = (part.strip() for part in text.partition(":"))
+    method_class(name)
+    options: dict[str, Any] = {}
+    for part in _parts(rest, name):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key or not value:
+            raise UnmaskError(f"method {name}: {part!r} is not of the form key=value")
+        key = key.replace("-", "_")
+        if canonical(key) in COMMON or key in RESERVED:
+            raise UnmaskError(f"method {name}: {key} is no option of a method; it is the same for all of them")
+        if key in options:
+            raise UnmaskError(f"method {name}: {key} is given twice")
+        inner = value[1:-1] if value.startswith("(") and value.endswith(")") else value
+        options[key] = parse_value(inner)
+    build(name, options)
+    return name, options
+
+
+def _parts(text: str, name: str) -> list[str]:
+    """What stands between commas that are in no parentheses."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if depth < 0:
+            break
+        if char == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if depth:
+        raise UnmaskError(f"method {name}: the parentheses in {text!r} do not match")
+    return [part for part in parts if part.strip()]
+
+
 def canonical(key: str) -> str:
     """Our name of a common option given under an official one; other names stay."""
     return next((c.name for c in COMMON.values() if key in c.alias), key)

@@ -68,11 +68,29 @@ class Output:
     @contextmanager
     def loading(self, name: str) -> Iterator[None]:
         """A sign of life while a checkpoint is read; a hub download has progress bars of its own."""
-        if self.live and (Path(name).is_dir() or "/" not in name):
-            with self.console.status(f"loading {name}", spinner="line"):
+        if Path(name).is_dir() or "/" not in name:
+            with self.busy(f"loading {name}"):
                 yield
         else:
             yield
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """A sign of life on a terminal."""
+        if not self.live:
+            yield
+            return
+        with self.console.status(what, spinner="line"):
+            yield
+
+
+def columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Lines with columns aligned, for a pipe: those of `left` at the left, others at the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(c.ljust(widths[k]) if k in left else c.rjust(widths[k]) for k, c in enumerate(row)).rstrip()
+        for row in rows
+    ]
 
 
 def counter_line(result: Generation) -> str:
@@ -122,8 +140,8 @@ def answer(lm: LM, prompts: Sequence[Any], out: Output, arguments: dict[str, Any
 
 def _decoded(lm: LM, prompts: Sequence[Any], out: Output, arguments: dict[str, Any]) -> list[Generation]:
     """The results; their texts are on the screen, but for JSON."""
-    from unmask.cli.detokenize import decoder
     from unmask.cli.view import Plain
+    from unmask.detokenize import decoder
 
     text_of = decoder(lm)
     if out.live:
@@ -143,8 +161,8 @@ def _decoded(lm: LM, prompts: Sequence[Any], out: Output, arguments: dict[str, A
 
 def watched(lm: LM, out: Output, titles: Sequence[str], work: Callable[[View], Any], side_by_side: bool = False) -> Any:
     """Runs `work` under a live view. When interrupted, the text that was final stays on the screen."""
-    from unmask.cli.detokenize import decoder
     from unmask.cli.view import View
+    from unmask.detokenize import decoder
 
     view = View(out.console, decoder(lm), lm.facts.mask_id, titles, side_by_side)
     try:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from unmask.cli.detokenize import Decode, Detokenizer
+from unmask.detokenize import Decode, Detokenizer
 
 DRAFT = "cyan"
 OPEN = "dim"
