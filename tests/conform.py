@@ -168,16 +168,16 @@ def logits_file(folder: Path, path: Path) -> Outcome:
     return outcome
 
 
+def judge(folder: Path, path: Path) -> Outcome:
+    """What became of one file of a folder."""
+    return replay_file(folder, path) if path.suffix == ".jsonl" else logits_file(folder, path)
+
+
 def conform(folder: Path) -> list[Outcome]:
     """Replays everything in a folder."""
     torch.set_num_threads(1)
-    out = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".jsonl":
-            out.append(replay_file(folder, path))
-        elif path.name.endswith("-logits.json"):
-            out.append(logits_file(folder, path))
-    return out
+    found = [p for p in sorted(folder.iterdir()) if p.suffix == ".jsonl" or p.name.endswith("-logits.json")]
+    return [judge(folder, path) for path in found]
 
 
 def main() -> int:

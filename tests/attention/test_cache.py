@@ -84,3 +84,19 @@ def test_select_keeps_rows_in_order():
     assert store.keys.shape[1] == 2
     assert bool((store.keys[:, 0] == 7).all())
     assert bool((store.keys[:, 1] == 0).all())
+
+
+def test_moved_slots_take_the_place_of_others_and_nothing_else_changes():
+    store = cache(rows=2)
+    store.keys.copy_(torch.arange(store.keys.numel()).view_as(store.keys).float())
+    store.values.copy_(-store.keys)
+    before = store.keys.clone()
+    # Row 0 moves 20, 21 to 3, 4; row 1 moves 22 to 0; overlapping moves read what was there before.
+    store.move(torch.tensor([[20, 21], [22, -1]]), torch.tensor([[3, 4], [0, -1]]))
+    expected = before.clone()
+    expected[:, 0, :, 3:5] = before[:, 0, :, 20:22]
+    expected[:, 1, :, 0] = before[:, 1, :, 22]
+    assert torch.equal(store.keys, expected)
+    assert torch.equal(store.values, -expected)
+    store.move(torch.tensor([[3, 4], [-1, -1]]), torch.tensor([[4, 5], [-1, -1]]))
+    assert torch.equal(store.keys[:, 0, :, 4:6], expected[:, 0, :, 3:5])

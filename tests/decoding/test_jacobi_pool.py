@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from checkpoints import GOLDEN
-from replay import REPLAYS
+from replay_jacobi import REPLAYS
 from unmask.decoding.ngrams import continuations, push
 from unmask.models.checkpoint import load_model
 

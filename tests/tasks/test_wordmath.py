@@ -141,11 +141,11 @@ def test_every_template_occurs_and_held_out_ones_only_outside_training(train, te
 
 def test_every_situation_has_many_surface_forms():
     forms = defaultdict(set)
-    for problem in wordmath.generate("train", 30_000):
+    for problem in wordmath.generate("train", 10_000):
         forms[problem.template].add(surface(problem.question))
     counts = sorted(len(f) for f in forms.values())
-    assert counts[0] >= 20
-    assert counts[len(counts) // 2] >= 150
+    assert counts[0] >= 12
+    assert counts[len(counts) // 2] >= 80
 
 
 def test_held_out_wordings_never_occur_in_training(train):
