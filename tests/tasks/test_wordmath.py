@@ -36,7 +36,7 @@ def surface(question: str) -> str:
 
 @pytest.fixture(scope="module")
 def train():
-    return list(wordmath.generate("train", 20_000))
+    return list(wordmath.generate("train", 8_000))
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +139,13 @@ def test_every_template_occurs_and_held_out_ones_only_outside_training(train, te
     assert all(p.held_out for p in unseen)
 
 
-def test_every_situation_has_many_surface_forms():
+def test_every_situation_has_many_surface_forms(train):
     forms = defaultdict(set)
-    for problem in wordmath.generate("train", 10_000):
+    for problem in train:
         forms[problem.template].add(surface(problem.question))
     counts = sorted(len(f) for f in forms.values())
-    assert counts[0] >= 12
-    assert counts[len(counts) // 2] >= 80
+    assert counts[0] >= 20
+    assert counts[len(counts) // 2] >= 50
 
 
 def test_held_out_wordings_never_occur_in_training(train):
