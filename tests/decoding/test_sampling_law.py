@@ -19,7 +19,7 @@ from unmask.layout import Layout, block_causal, causal, full
 from unmask.lm import LM
 
 PROMPT = [3, 7, 1, 12]
-ROWS = 2500
+ROWS = 4000
 LIMIT = 3.3  # standard deviations; a false alarm once in about 2000 fixed seeds
 
 # Method, family, layout, options: those in which positions are decided one after the other, from left to right.
