@@ -24,6 +24,7 @@ from unmask.decoding import build
 from unmask.decoding.forward import Facts
 from unmask.decoding.loop import decode
 from unmask.decoding.sampling import Draw, uniform
+from unmask.decoding.sequential import sequential
 from unmask.errors import UnmaskError
 from unmask.layout import Layout, causal, doubled, full
 from unmask.models.families import Family
@@ -228,13 +229,9 @@ def greedy_answer(
 
     End tokens are tokens like any other. Returns the ids and the forwards spent.
     """
-    name, options = "autoregressive", {}
+    name, options = sequential(family)
     if family.attention == "full":
-        name, options = "masked", {"schedule": "even", "cfg_scale": cfg_scale}
-    elif family.attention == "block" and family.shift:
-        name, options = "fast_dllm_v2", {"threshold": 1.0}
-    elif family.attention == "block":
-        name, options = "block_diffusion", {"strategy": "static"}
+        options["cfg_scale"] = cfg_scale
     method = build(name, options | {"early_exit": False}).bind(family, length)
     one = torch.zeros(1, device=model.device)
     draw = Draw(one, one + 1, one.long(), one.long())

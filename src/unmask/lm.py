@@ -8,10 +8,11 @@ print(lm.generate("Tom has 3 boxes of 12 pens. How many pens does he have?").tex
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from unmask.models.checkpoint import Checkpoint, load_model
 from unmask.models.families import Family
 from unmask.models.tokenizer import Tokenizer, load_tokenizer
 from unmask.streaming import Feeder, Streamer
+
+if TYPE_CHECKING:
+    from unmask.engine.engine import Engine
 
 # The official codes' names for what every method takes.
 COMMON = {"gen_length": "max_new_tokens", "max_gen_length": "max_new_tokens", "max_tokens": "max_new_tokens"}
@@ -73,6 +77,8 @@ class LM:
         self.model = checkpoint.model
         self.family = checkpoint.family
         self.tokenizer = tokenizer
+        self._engine: Engine | None = None
+        self._told: set[str] = set()
 
     @property
     def default_method(self) -> str:
@@ -92,6 +98,7 @@ class LM:
         raw: bool = False,
         streamer: Streamer | Sequence[Streamer] | None = None,
         trace: bool = False,
+        engine: bool = False,
         **options: Any,
     ) -> Any:
         """Decodes one prompt or a batch.
@@ -104,6 +111,8 @@ class LM:
             raw: take strings as they are; otherwise a tokenizer with a chat template wraps them as a user's message.
             streamer: a transformers streamer, or one per prompt of a batch.
             trace: record every forward.
+            engine: decode in the GPU engine, which is kept for the next call of the same kind; where there is no GPU
+                for it, a warning says so once and the eager loop decodes.
             options: the method's, under our names or the official ones.
 
         Returns:
@@ -119,6 +128,11 @@ class LM:
                 raise UnmaskError(f"{key!r} and 'max_new_tokens' are the same option; give one of them")
             max_new_tokens = options.pop(key)
         new_tokens, chosen = self._room(ids, max_new_tokens, build(method or self.default_method, options))
+        if engine and self._has_engine(trace):
+            settings = self._settings(len(ids), temperature, top_p, top_k, seed)
+            streamers = None if streamer is None else _per_row(streamer, len(ids), single)
+            results = self._by_engine(chosen, ids, new_tokens, settings, streamers)
+            return results[0] if single else results
         observe = None if streamer is None else Feeder(_per_row(streamer, len(ids), single), ids)
         draw = self._draw(len(ids), temperature, top_p, top_k, seed)
         begun = time.perf_counter()
@@ -247,14 +261,66 @@ class LM:
             )
         return new_tokens, bound
 
+    def _settings(self, rows: int, temperature: Any, top_p: Any, top_k: Any, seed: Any) -> dict[str, list[Any]]:
+        """The sampling settings of each row, checked."""
+        return {
+            "temperature": _each("temperature", temperature, rows, 0.0, None, float),
+            "top_p": _each("top_p", top_p, rows, 0.0, 1.0, float),
+            "top_k": _each("top_k", top_k, rows, 0, None, int),
+            "seed": _each("seed", seed, rows, 0, 2**62, int),
+        }
+
     def _draw(self, rows: int, temperature: Any, top_p: Any, top_k: Any, seed: Any) -> Draw:
-        device = self.model.device
+        given = self._settings(rows, temperature, top_p, top_k, seed)
+        device, real = self.model.device, torch.float32
         return Draw(
-            torch.tensor(_each("temperature", temperature, rows, 0.0, None, float), device=device, dtype=torch.float32),
-            torch.tensor(_each("top_p", top_p, rows, 0.0, 1.0, float), device=device, dtype=torch.float32),
-            torch.tensor(_each("top_k", top_k, rows, 0, None, int), device=device),
-            torch.tensor(_each("seed", seed, rows, 0, 2**62, int), device=device),
+            torch.tensor(given["temperature"], device=device, dtype=real),
+            torch.tensor(given["top_p"], device=device, dtype=real),
+            torch.tensor(given["top_k"], device=device),
+            torch.tensor(given["seed"], device=device),
         )
+
+    def _has_engine(self, trace: bool) -> bool:
+        """Whether the engine can decode this; if not, says why, once."""
+        from unmask.engine.engine import missing
+
+        why = "traces are made by the eager loop alone" if trace else missing(self.model.device)
+        if why and why not in self._told:
+            self._told.add(why)
+            warnings.warn(f"no engine: {why}; the eager loop decodes instead", stacklevel=3)
+        return not why
+
+    def _by_engine(
+        self,
+        method: Method[Any],
+        prompts: list[list[int]],
+        new_tokens: int,
+        settings: dict[str, list[Any]],
+        streamers: list[Streamer] | None,
+    ) -> list[Generation]:
+        from unmask.engine.engine import Engine
+
+        longest = max(map(len, prompts))
+        engine = self._engine
+        if engine is None or not engine.suits(method, longest, new_tokens):
+            room = method.limit(0, new_tokens)
+            longest = min(max(64, 1 << (longest - 1).bit_length()), self.model.config.max_positions - room)
+            self._engine = None  # its memory is free before the next one is made
+            engine = self._engine = Engine(
+                self, method, max_prompt=max(longest, max(map(len, prompts))), max_new_tokens=new_tokens
+            )
+        begun = time.perf_counter()
+        requests = []
+        for i, prompt in enumerate(prompts):
+            own = {name: values[i] for name, values in settings.items()}
+            requests.append(engine.add(prompt, id=str(i), streamer=streamers[i] if streamers else None, **own))
+        engine.run()
+        seconds = time.perf_counter() - begun
+        for request in requests:
+            if request.error is not None:
+                raise UnmaskError(request.error)
+        rows = [Row(r.canvas, r.open, r.counters or Counters()) for r in requests]
+        return [self._result(p, r, new_tokens, seconds, method) for p, r in zip(prompts, rows)]
 
     def _result(self, prompt: list[int], row: Row, new_tokens: int, seconds: float, method: Method[Any]) -> Generation:
         ids = row.canvas[:new_tokens]

@@ -27,20 +27,37 @@ class DraftStreamer(Protocol):
     def put_draft(self, value: Tensor) -> None: ...
 
 
-class Feeder:
-    """Feeds each row's streamer: the prompt first, then final text as it grows, and drafts of the rest.
+class RowFeeder:
+    """Feeds the streamer of one row: the prompt first, then final text as it grows, and drafts of the rest.
 
     Text is final up to the first open position, and ends with the first end token. A draft [T] reaches from there to
-    the last decided position; open positions hold the mask id. `seconds` is the time spent here, which is
-    no decoding time.
+    the last decided position; open positions hold the mask id.
     """
 
+    def __init__(self, streamer: Streamer, prompt: list[int]) -> None:
+        self.streamer, self.sent = streamer, len(prompt)
+        streamer.put(torch.tensor([prompt]))
+
+    def __call__(self, canvas: Tensor, is_open: Tensor, done: bool) -> None:
+        """Takes the row's positions up to the end of its text, both [T] on the host."""
+        waiting = is_open.nonzero()
+        frontier = int(waiting[0]) if len(waiting) else len(canvas)
+        if frontier > self.sent:
+            self.streamer.put(canvas[self.sent : frontier])
+            self.sent = frontier
+        last = int((~is_open).nonzero()[-1]) + 1
+        if isinstance(self.streamer, DraftStreamer) and last > frontier:
+            self.streamer.put_draft(canvas[frontier:last])
+        if done:
+            self.streamer.end()
+
+
+class Feeder:
+    """Feeds the streamers of a batch. `seconds` is the time spent here, which is no decoding time."""
+
     def __init__(self, streamers: Sequence[Streamer], prompts: list[list[int]]) -> None:
-        self.streamers = streamers
-        self.sent = [len(p) for p in prompts]
+        self.rows = [RowFeeder(*pair) for pair in zip(streamers, prompts)]
         self.seconds = 0.0
-        for streamer, prompt in zip(streamers, prompts):
-            streamer.put(torch.tensor([prompt]))
 
     def __call__(self, numbers: list[int], state: State) -> None:
         begun = time.perf_counter()
@@ -51,16 +68,5 @@ class Feeder:
         eos = torch.minimum(state.first_eos() + 1, state.end)
         for i, number in enumerate(numbers):
             stop = int(eos[i])
-            canvas, is_open = state.canvas[i, :stop].cpu(), state.open[i, :stop].cpu()
-            waiting = is_open.nonzero()
-            frontier = int(waiting[0]) if len(waiting) else stop
-            streamer = self.streamers[number]
-            if frontier > self.sent[number]:
-                streamer.put(canvas[self.sent[number] : frontier])
-                self.sent[number] = frontier
-            decided = (~is_open).nonzero()
-            last = int(decided[-1]) + 1
-            if isinstance(streamer, DraftStreamer) and last > frontier:
-                streamer.put_draft(canvas[frontier:last])
-            if bool(state.done[i]):  # the loop drops the row now
-                streamer.end()
+            # A row that is done is dropped by the loop now.
+            self.rows[number](state.canvas[i, :stop].cpu(), state.open[i, :stop].cpu(), bool(state.done[i]))

@@ -269,8 +269,8 @@ def _blocks(lm: LM, result: Generation, options: dict[str, Any]) -> tuple[int | 
         return None, 0
     if not isinstance(method, (Blockwise, Windows)):
         return (None if size >= asked else size), 0
-    draw = Draw(*(torch.zeros(1) for _ in range(4)))
-    state = blank([result.prompt_ids], [method.limit(prompt, asked)], asked, lm.facts, draw)
+    zero = torch.zeros(1)
+    state = blank([result.prompt_ids], [method.limit(prompt, asked)], asked, lm.facts, Draw(zero, zero, zero, zero))
     begin = method.first_block(state) if isinstance(method, Blockwise) else method.origin(state)
     return size, -((prompt - int(begin)) % size)
 

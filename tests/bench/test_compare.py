@@ -6,7 +6,8 @@ import pytest
 
 from checkpoints import tiny
 from unmask import UnmaskError
-from unmask.bench.compare import Way, agreement, compare, sequential, sound
+from unmask.bench.compare import Way, agreement, compare, sound
+from unmask.decoding.sequential import sequential
 from unmask.lm import LM
 
 PROMPTS = [[5, 6, 7, 8, 9], [9, 8, 7]]
@@ -41,7 +42,7 @@ def test_agreement_by_hand() -> None:
 )
 def test_the_sequential_form_decides_one_token_a_forward(name: str, way: str) -> None:
     lm = tiny(name)
-    form = sequential(lm.family)
+    form = Way(*sequential(lm.family))
     assert form.name == way
     result = lm.generate(
         PROMPTS[0], method=form.method, max_new_tokens=12, trace=True, early_exit=False, **form.options

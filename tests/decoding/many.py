@@ -1,91 +1,46 @@
-"""Many random models in one network, and FreeDave's oracles written out: one token a forward, nothing batched away.
-
-Row i of a forward runs with the weights of model i, so a property is tried on hundreds of models in one decode.
-"""
+"""FreeDave's oracles on many random models at once, written out: one token a forward, nothing batched away."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from many_models import Stacked
+from random_models import EOS, MASK, VOCAB
 from unmask.attention.dense import DenseAttention
-from unmask.decoding import build
-from unmask.decoding.forward import Facts, State
-from unmask.decoding.loop import Row, decode
-from unmask.decoding.sampling import Draw
+from unmask.decoding.loop import Row
 from unmask.layout import block_causal
 from unmask.models.config import ModelConfig
 from unmask.models.families import Family
-from unmask.models.transformer import Transformer
-
-VOCAB, MASK, EOS = 24, 23, 22
 
 
-class PerRow(nn.Module):
-    """A linear layer with other weights [M, out, in] for each row."""
-
-    def __init__(self, weights: Tensor, models: list[int]) -> None:
-        super().__init__()
-        self.weights, self.models = weights, models
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weights[self.models].transpose(1, 2)
-
-
-class Many(Transformer):
-    """`count` models of the same shape with random weights; `models` are those of the rows at the moment."""
+class Many(Stacked):
+    """`count` models of the same shape with random weights."""
 
     def __init__(self, count: int, hidden: int, layers: int, std: float, seed: int) -> None:
-        super().__init__(
-            ModelConfig("sdar", VOCAB, hidden, 2 * hidden, layers, 2, 2, hidden // 2, 1e-6, 1e4, 512, qk_norm=True)
-        )
         random = torch.Generator().manual_seed(seed)
-        self.count, self.models = count, list(range(count))
-        for parent in list(self.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear):
-                    weights = torch.randn(count, *child.weight.shape, generator=random) * std
-                    setattr(parent, name, PerRow(weights, self.models))
-        self.table = torch.randn(count, VOCAB, hidden, generator=random)
-        self.eval()
 
-    def embed(self, tokens_BW: Tensor) -> Tensor:
-        table = self.table[self.models]
-        return table.gather(1, tokens_BW[..., None].expand(-1, -1, table.shape[-1]))
+        def weights(name: str, shape: Sequence[int]) -> Tensor:
+            return torch.randn(count, *shape, generator=random) * (1.0 if name == self.embedding_name else std)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        assert self.lm_head is not None
-        return self.lm_head(hidden)
-
-    def keep(self, numbers: list[int], state: State) -> None:
-        """An observer of `decode`: forgets the models of finished rows."""
-        self.models[:] = [n for n, done in zip(numbers, state.done.tolist()) if not done]
+        super().__init__(
+            ModelConfig("sdar", VOCAB, hidden, 2 * hidden, layers, 2, 2, hidden // 2, 1e-6, 1e4, 512, qk_norm=True),
+            weights,
+        )
 
     def run(self, prompts: Tensor, new_tokens: int, attention: Any, shift: int = 0, **options: Any) -> list[Row]:
         """FreeDave's rows, one for each model; without its early exit."""
-        temperature = options.pop("temperature", 0.0)
         family = Family("sdar", attention, attention, shift, True, VOCAB, MASK, (EOS,), 4)
-        bound = build("freedave", {"early_exit": False} | options).bind(family, new_tokens)
-        self.models[:] = range(self.count)
-        n = self.count
-        draw = Draw(torch.full((n,), temperature), torch.ones(n), torch.zeros(n).long(), torch.arange(n))
-        return decode(
-            self,
-            bound,
-            prompts.tolist(),
-            facts=Facts(MASK, (EOS,), shift),
-            draw=draw,
-            new_tokens=new_tokens,
-            observe=self.keep,
-        )
+        return self.rows("freedave", family, prompts.tolist(), new_tokens, **({"early_exit": False} | options))
 
     @torch.inference_mode()
     def block_text(self, prompts: Tensor, new_tokens: int, block: int, threshold: float = 2.0) -> Tensor:
         """One-token (or threshold) decoding of a block model, everything recomputed each time: [M, tokens]."""
-        self.models[:] = range(self.count)
+        self.every(1)
         size = -(-(prompts.shape[1] + new_tokens) // block) * block
         canvas = F.pad(prompts, (0, size - prompts.shape[1]), value=MASK)
         waiting = torch.arange(size).expand_as(canvas) >= prompts.shape[1]
@@ -101,7 +56,7 @@ class Many(Transformer):
         self, prompts: Tensor, new_tokens: int, block: int, shift: int, dual: bool, threshold: float = 2.0
     ) -> Tensor:
         """The same under full attention with keys that are refreshed at each block: [M, tokens]."""
-        self.models[:] = range(self.count)
+        self.every(1)
         start, end = prompts.shape[1], prompts.shape[1] + new_tokens
         canvas = F.pad(prompts, (0, new_tokens), value=MASK)
         place = torch.arange(end).expand_as(canvas)

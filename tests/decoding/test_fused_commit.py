@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkpoints import tiny
+from many_models import ManyModels
 from random_models import MASK, random_lm, random_prompts
 
 SETTINGS = [
@@ -17,22 +18,17 @@ SETTINGS = [
 ]
 
 
-def both(lm, prompts, **options):
-    fused = lm.generate(prompts, fused_commit=True, **options)
-    return fused, lm.generate(prompts, fused_commit=False, **options)
-
-
-@pytest.mark.parametrize("chunk", range(4))
-def test_fused_commit_gives_the_same_text_on_random_models(chunk):
-    for seed in range(50 * chunk, 50 * chunk + 50):
-        lm = random_lm(seed, "sdar", layers=1 + seed % 2)
-        options = SETTINGS[seed % len(SETTINGS)] | {"early_exit": seed % 2 == 0}
-        fused, plain = both(lm, random_prompts(seed, 2), method="block_diffusion", max_new_tokens=10, **options)
-        assert [r.ids for r in fused] == [r.ids for r in plain]
-        for short, long in zip(fused, plain):
-            commits = long.counters.forwards["commit"]
-            saved = long.counters.decode_forwards - short.counters.decode_forwards
-            assert saved == commits  # every commit forward but the last one is shared, the last one is not needed
+@pytest.mark.parametrize("number", range(len(SETTINGS)))
+def test_fused_commit_gives_the_same_text_on_200_random_models(number):
+    models, prompts = ManyModels(100 * number, 34, "sdar", layers=1 + number % 2), random_prompts(number, 68)
+    same = SETTINGS[number] | {"early_exit": number % 2 == 0}
+    fused, short = models.texts("block_diffusion", prompts, 10, fused_commit=True, **same)
+    plain, long = models.texts("block_diffusion", prompts, 10, fused_commit=False, **same)
+    assert fused == plain
+    for a, b in zip(short, long):
+        saved = b.counters.decode_forwards - a.counters.decode_forwards
+        # Every commit forward but the last one is shared, the last one is not needed.
+        assert saved == b.counters.forwards["commit"]
 
 
 def test_a_fused_forward_reads_what_the_finished_block_reads_and_stores_both():
@@ -47,17 +43,16 @@ def test_a_fused_forward_reads_what_the_finished_block_reads_and_stores_both():
 
 @pytest.mark.parametrize("threshold", [0.6, 0.9])
 def test_fast_dllm_v2_with_a_fused_commit_ends_without_masks_and_saves_forwards(threshold):
-    saved = 0
-    for seed in range(6):
-        lm = random_lm(seed, "fast-dllm-v2", block=8)
-        options = {"sub_block_size": 4, "threshold": threshold, "max_new_tokens": 30, "early_exit": False}
-        fused, plain = both(lm, random_prompts(seed, 2), method="fast_dllm_v2", **options)
-        assert all(MASK not in r.ids for r in fused)
-        saved += sum(p.counters.decode_forwards - f.counters.decode_forwards for f, p in zip(fused, plain))
-    assert saved > 0
+    models, prompts = ManyModels(0, 6, "fast-dllm-v2", layers=2), random_prompts(0, 12)
+    same = {"block_size": 8, "sub_block_size": 4, "threshold": threshold, "early_exit": False}
+    texts, fused = models.texts("fast_dllm_v2", prompts, 30, fused_commit=True, **same)
+    _, plain = models.texts("fast_dllm_v2", prompts, 30, fused_commit=False, **same)
+    assert all(MASK not in text for text in texts)
+    assert sum(p.counters.decode_forwards - f.counters.decode_forwards for f, p in zip(fused, plain)) > 0
 
 
 def test_fast_dllm_v2_fused_equals_unfused_where_a_block_is_one_token():
     lm = random_lm(3, "fast-dllm-v2", block=1)
-    fused, plain = both(lm, random_prompts(3, 3), method="fast_dllm_v2", sub_block_size=1, max_new_tokens=12)
+    same, prompts = {"method": "fast_dllm_v2", "sub_block_size": 1, "max_new_tokens": 12}, random_prompts(3, 3)
+    fused, plain = (lm.generate(prompts, fused_commit=fuse, **same) for fuse in (True, False))
     assert [r.ids for r in fused] == [r.ids for r in plain]

@@ -66,7 +66,7 @@ def random_options(rng: random.Random, kind: str) -> dict[str, Any]:
 
 def test_many_models_are_the_single_models():
     many, batch = ManyModels(0, 5, "qwen2", 2), random_prompts(0, 5)
-    texts, _ = many.decode("autoregressive", batch, 12)
+    texts, _ = many.texts("autoregressive", batch, 12)
     assert texts == [m.generate(p, method="autoregressive", max_new_tokens=12).ids for m, p in zip(many.singles, batch)]
 
 
@@ -75,10 +75,10 @@ def test_the_text_is_that_of_autoregressive_decoding_on_200_models(group):
     many = ManyModels(100 * group, 25, "qwen2" if group % 2 else "llama", layers=1 + group // 2 % 2)
     batch, rng = random_prompts(group, 25), random.Random(group)
     for temperature in (0.0, 0.9):
-        expected, plain = many.decode("autoregressive", batch, 10, temperature)
+        expected, plain = many.texts("autoregressive", batch, 10, temperature=temperature)
         for kind in KINDS if temperature == 0 else rng.sample(list(KINDS), 2):
             options = random_options(rng, kind)
-            texts, rows = many.decode(KINDS[kind][0], batch, 10, temperature, **options)
+            texts, rows = many.texts(KINDS[kind][0], batch, 10, temperature=temperature, **options)
             assert texts == expected, (kind, options)
             again = 1 if kind == "engine" else 0  # it runs the last token of the prompt once more
             for ours, theirs in zip(rows, plain):

@@ -88,6 +88,7 @@ def test_presets_follow_the_checkpoint():
     assert build("sched", {}).stopping() == Sched()
     assert build("prophet", {"early_threshold": 4.0, "late_threshold": 1.0}).stopping() == Prophet(high=4.0, low=1.0)
     assert build("sched", {"stop": "prophet"}).stopping() == Prophet()
+    assert build("prophet", {"max_change": 0.0}).stopping() == Prophet(max_change=0.0)
 
 
 def test_a_batch_of_an_easy_and_a_hard_prompt_equals_each_alone():

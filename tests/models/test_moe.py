@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from unmask.errors import UnmaskError
 from unmask.models import ModelConfig, load_model, save
+from unmask.models import moe as moe_module
 from unmask.models.checkpoint import SINGLE, empty_model
 from unmask.models.config_moe import MoeConfig
-from unmask.models.moe import Experts, MoE, Router, can_group, grouped, looped, route
+from unmask.models.moe import Experts, MoE, Router, can_group, gathered, grouped, looped, route
 
 MODELS = Path(__file__).parents[1] / "golden" / "models"
 NAMES = ["llada-moe-tiny", "llada2-moe-tiny"]
@@ -119,6 +120,29 @@ def test_init_weights_reaches_stacked_experts():
 
 def test_a_cpu_and_float32_take_the_loop():
     assert not can_group(torch.zeros(2, 8, dtype=torch.bfloat16), torch.zeros(2, 8, 8, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 1000])
+def test_weights_gathered_per_pair_equal_the_loop(at_once, monkeypatch):
+    torch.manual_seed(at_once)
+    experts, x = Experts(6, MoeConfig(7, 3, 5)), torch.randn(11, 6)
+    monkeypatch.setattr(moe_module, "GATHERED", at_once * 4 * (10 * 6 + 6 * 5))
+    ends = torch.tensor([0, 3, 3, 4, 9, 11, 11])  # experts without a token first, between and last
+    stacks = experts.gate_up_proj, experts.down_proj
+    torch.testing.assert_close(gathered(x, *stacks, ends), looped(x, *stacks, ends))
+
+
+@pytest.mark.gpu
+def test_experts_in_float32_run_in_a_captured_graph():
+    torch.manual_seed(0)
+    block, x = MoE(8, MoeConfig(6, 2, 4, shared_inner=8)).to("cuda"), torch.randn(3, 8, device="cuda")
+    expected, graph = block(x).detach(), torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        block(x)  # sets the libraries up
+        with torch.cuda.graph(graph):
+            captured = block(x)
+    graph.replay()
+    torch.testing.assert_close(captured, expected)
 
 
 @pytest.mark.gpu

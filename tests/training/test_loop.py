@@ -73,11 +73,11 @@ def losses(config):
 
 @pytest.mark.parametrize("recipe", [{"name": "autoregressive"}, DIFFUSION], ids=["ar", "diffusion"])
 def test_a_few_steps_lower_the_loss(make, recipe):
-    config = make("run", recipe=recipe, steps=25)
+    config = make("run", recipe=recipe, steps=15, rows_per_step=4, rows_per_forward=4, learning_rate=1e-2)
     figures = run(config)
     assert losses(config)[0] == pytest.approx(7.8, abs=0.3)
     assert losses(config)[-1] < 4.6
-    assert figures["step"] == 25 and figures["validation_loss"] < 4.8
+    assert figures["step"] == 15 and figures["validation_loss"] < 4.8
 
 
 @pytest.mark.parametrize("recipe", [{"name": "autoregressive"}, DIFFUSION], ids=["ar", "diffusion"])
@@ -95,11 +95,12 @@ def test_one_forward_of_eight_rows_equals_two_of_four_and_eight_of_one(make, rec
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(make):
-    recipe = {"name": "fast_dllm_v2", "block_size": 16}
-    through = make("through", recipe=recipe, steps=12, schedule="constant")
+    same = {"recipe": {"name": "fast_dllm_v2", "block_size": 16}, "schedule": "constant"}
+    same |= {"problems": 30, "rows_per_step": 4, "rows_per_forward": 4}  # 5 steps an epoch
+    through = make("through", steps=7, **same)
     run(through)
-    run(make("stopped", recipe=recipe, steps=9, schedule="constant", save_every=9))
-    resumed = make("stopped", recipe=recipe, steps=12, schedule="constant", resume=True)
+    run(make("stopped", steps=4, save_every=4, **same))
+    resumed = make("stopped", steps=7, resume=True, **same)
     run(resumed)
     assert losses(resumed) == losses(through)
     for name, tensor in weights(through).items():

@@ -6,8 +6,9 @@ Methods take turns prompt by prompt, one at a time, so that a machine that slows
 clock around `generate`, prefill included; one run beforehand is not counted.
 
 The baselines are autoregressive decoding, of the same checkpoint where that is sound on it or of another one, and
-sequential decoding: the form of the checkpoint's family that decides one token a forward (`sequential`). Agreement is
-of token ids up to and including the first end token, summed over all prompts, and the longer of both answers counts:
+sequential decoding: the form of the checkpoint's family that decides one token a forward (`decoding.sequential`).
+Agreement is of token ids up to and including the first end token, summed over all prompts, and the longer of both
+answers counts:
 
     up to the first difference: tokens before the first position at which they differ / tokens of the longer answer
     in all:                     positions at which both have the same token / tokens of the longer answer
@@ -25,6 +26,7 @@ import torch
 
 from unmask.decoding import METHODS, Method, build
 from unmask.decoding.counters import Counters
+from unmask.decoding.sequential import sequential
 from unmask.errors import UnmaskError
 from unmask.lm import LM, Generation, Prompt
 from unmask.models.families import Family
@@ -152,7 +154,7 @@ def compare(
     length = common.get("max_new_tokens") or 256
     outcomes = [_outcome(way, lm, length) for way in asked]
     token_by_token = _baseline(Way("autoregressive"), against or lm, outcomes, length)
-    one_a_forward = _baseline(sequential(lm.family), lm, [*outcomes, token_by_token], length)
+    one_a_forward = _baseline(Way(*sequential(lm.family)), lm, [*outcomes, token_by_token], length)
     runs = list({id(o): o for o in [*outcomes, token_by_token, one_a_forward]}.values())
     groups = [list(prompts[i : i + batch]) for i in range(0, len(prompts), batch)]
     for run in [r for r in runs if r.reason is None][:1]:  # the first call of a process is slow
@@ -184,19 +186,6 @@ def agreement(answers: Sequence[list[int]], base: Sequence[list[int]]) -> Agreem
 def sound(family: Family) -> list[str]:
     """The methods that are sound on a family with their defaults."""
     return [name for name in sorted(METHODS) if _refusal(build(name, {}), family, 256) is None]
-
-
-def sequential(family: Family) -> Way:
-    """The family's form that decides one token a forward.
-
-    Full attention: `masked` with a step for each token. Blocks: static `block_diffusion`, or with token shift
-    `fast_dllm_v2` at threshold 1. Causal attention: autoregressive decoding itself.
-    """
-    if family.attention == "causal":
-        return Way("autoregressive")
-    if family.attention == "full":
-        return Way("masked", {"schedule": "even"})
-    return Way("fast_dllm_v2", {"threshold": 1.0}) if family.shift else Way("block_diffusion", {"strategy": "static"})
 
 
 def _refusal(method: Method[Any], family: Family, length: int) -> str | None:

@@ -28,6 +28,7 @@ from unmask.cli.options import (
     TokensOpt,
     TopKOpt,
     TopPOpt,
+    flags,
 )
 from unmask.cli.output import Output
 from unmask.errors import UnmaskError
@@ -55,15 +56,8 @@ def chat(
 ) -> None:
     """Talk to a model; /help shows the commands. Piped input works too: one message a line."""
     out = Output.make(live=live, json=json, quiet=quiet)
-    settings = Settings.given(
-        method,
-        set_ or [],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-    )
+    common = flags(max_new_tokens, temperature, top_p, top_k, seed)
+    settings = Settings.given(method, set_ or [], **common)
     where = {"adapter": adapter, "device": device, "dtype": dtype}
     lm = load(model, out, **where)
     settings.check(lm.default_method)

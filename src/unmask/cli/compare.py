@@ -27,6 +27,7 @@ from unmask.cli.options import (
     TokensOpt,
     TopKOpt,
     TopPOpt,
+    flags,
     parse_method,
 )
 from unmask.cli.output import Output, columns, forwards
@@ -34,6 +35,7 @@ from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
     from unmask.bench.compare import Comparison, Outcome, Way
+    from unmask.lm import LM
 
 AGREEMENT = (
     "= AR, = seq.: tokens before the first difference / equal tokens in all, in percent of the longer answer, the end "
@@ -90,14 +92,7 @@ def compare(
     """
     out = Output.make(json=json)
     ways = _ways(methods, method or [])
-    common = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-    }
-    settings = Settings.given(None, [], **common)
+    settings = Settings.given(None, [], **flags(max_new_tokens, temperature, top_p, top_k, seed))
     problems, prompts, check = _asked(prompt or [], task, count, split, ids=ids)
     where = {"device": device, "dtype": dtype}
     lm = load(model, out, adapter=adapter, **where)
@@ -106,29 +101,28 @@ def compare(
     import torch
 
     from unmask.bench import record
-    from unmask.bench.compare import compare as measure
 
     if threads is not None:
         torch.set_num_threads(threads)
-    with Progress(console=out.notes, transient=True, disable=not out.notes.is_terminal) as bar:
-        work = bar.add_task("decoding", total=None)
-        comparison = measure(
-            lm,
-            prompts,
-            ways,
-            against=other,
-            check=check,
-            batch=batch,
-            raw=raw,
-            progress=lambda done, total: bar.update(work, completed=done, total=total),
-            **settings.common,
-        )
+    how = {"against": other, "check": check, "batch": batch, "raw": raw} | settings.common
+    comparison = _measured(out, lm, prompts, ways, how)
     if json:
         asked = {"model": model, "against": against, "prompts": prompts, "common": settings.common, "batch": batch}
         asked |= {"task": problems, "agreement": AGREEMENT}
         out.object(record.environment(str(lm.model.device)) | asked | comparison.as_dict())
         return
     _show(out, comparison, against)
+
+
+def _measured(out: Output, lm: LM, prompts: list[Any], ways: list[Way] | None, how: dict[str, Any]) -> Comparison:
+    """What `bench.compare.compare` finds with the arguments `how`, under a progress bar on a terminal."""
+    from unmask.bench.compare import compare as measure
+
+    with Progress(console=out.notes, transient=True, disable=not out.notes.is_terminal) as bar:
+        work = bar.add_task("decoding", total=None)
+        return measure(
+            lm, prompts, ways, progress=lambda done, total: bar.update(work, completed=done, total=total), **how
+        )
 
 
 def _ways(methods: str | None, given: list[str]) -> list[Way] | None:

@@ -27,6 +27,7 @@ from unmask.cli.options import (
     TokensOpt,
     TopKOpt,
     TopPOpt,
+    flags,
     parse_ids,
 )
 from unmask.cli.output import Output, answer
@@ -60,15 +61,8 @@ def generate(
     On a terminal the text is shown while it resolves; in a pipe stdout gets the text and stderr the counters.
     """
     out = Output.make(live=live, json=json, quiet=quiet)
-    settings = Settings.given(
-        method,
-        set_ or [],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-    )
+    common = flags(max_new_tokens, temperature, top_p, top_k, seed)
+    settings = Settings.given(method, set_ or [], **common)
     prompts = read_prompts(prompt or [], ids=ids)
     lm = load(model, out, adapter=adapter, device=device, dtype=dtype)
     answer(lm, prompts, out, settings.arguments(lm) | {"raw": raw})

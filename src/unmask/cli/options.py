@@ -127,6 +127,19 @@ def canonical(key: str) -> str:
     return next((c.name for c in COMMON.values() if key in c.alias), key)
 
 
+def flags(
+    max_new_tokens: int | None, temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None
+) -> dict[str, Any]:
+    """The options of `COMMON` as a command was given them, by name; None: not given."""
+    return {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+    }
+
+
 @dataclass
 class Settings:
     """Method and options of the next request.

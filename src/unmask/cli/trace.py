@@ -27,6 +27,7 @@ from unmask.cli.options import (
     TokensOpt,
     TopKOpt,
     TopPOpt,
+    flags,
 )
 from unmask.cli.output import Output, decode, forwards
 from unmask.errors import UnmaskError
@@ -82,13 +83,7 @@ def trace(
     out = Output.make(live=False if play is False else None, json=json, quiet=quiet)
     if play and not out.live:
         raise UnmaskError("--play needs a terminal on stdout")
-    common = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-    }
+    common = flags(max_new_tokens, temperature, top_p, top_k, seed)
     targets = _targets(save, html, svg)
     if source.endswith(".json") or Path(source).is_file():
         given = {"method": method, "set": set_, "adapter": adapter, "device": device, "raw": raw, "ids": ids} | common

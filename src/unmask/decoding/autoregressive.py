@@ -9,7 +9,7 @@ causal mask).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,9 +34,14 @@ class ARState(State):
 class Autoregressive(Method[ARState]):
     """Greedy or sampled next-token decoding with a causal mask."""
 
+    any_length: ClassVar[bool] = True
+
     def bind(self, family: Family, new_tokens: int) -> Autoregressive:
         need_next_token(self.name, family)
         return self
+
+    def grain(self) -> int | None:
+        return 1
 
     def start(self, state: State) -> ARState:
         return extend(ARState, state, last=state.prompt - 1)

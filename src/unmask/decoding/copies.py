@@ -58,7 +58,7 @@ class Accepted:
     certain: Tensor
 
 
-def kind_of(state: DraftState, plain: Kind) -> Tensor:
+def kind_of(state: DraftState, plain: int) -> Tensor:
     """DRAFT where the next forward holds anything that is not decided yet, else `plain`: [B]."""
     return torch.where((state.used & (state.added > 0)).any(-1), Kind.DRAFT, plain)
 
@@ -185,7 +185,7 @@ class Copies(Blockwise[D]):
             return guess, torch.zeros_like(guess, dtype=torch.float32)
         column = best[:, None] * self.width + torch.arange(self.width, device=best.device)
         row = torch.arange(len(best), device=best.device)[:, None]
-        prob = logits[row, column.clamp(max=logits.shape[1] - 1)].softmax(-1)
+        prob = logits[row, column.clamp(max=logits.shape[1] - 1)].float().softmax(-1)
         banned = torch.full_like(guess, state.facts.mask_id)
         other = prob.scatter(-1, torch.stack([guess, banned], -1), -1.0).max(-1)
         return other.indices, other.values

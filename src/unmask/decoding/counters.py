@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from unmask.decoding.forward import Kind
+from unmask.decoding.forward import KINDS
 
-NAMES = tuple(k.name.lower() for k in Kind)
+NAMES = KINDS
 
 
 @dataclass(slots=True)

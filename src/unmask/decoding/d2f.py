@@ -13,7 +13,7 @@ rows of a batch are independent.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class PipelineState(State):
 class D2F(Selecting[PipelineState]):
     """Pipelined parallel decoding with three thresholds."""
 
+    any_length: ClassVar[bool] = True
     one_block = False
     why_not = "several blocks are in flight at once"
 
@@ -101,6 +102,9 @@ class D2F(Selecting[PipelineState]):
 
     def limit(self, prompt: int, new_tokens: int) -> int:
         return prompt + round_up(new_tokens, self.block_size)
+
+    def grain(self) -> int | None:
+        return 0
 
     def start(self, state: State) -> PipelineState:
         none = torch.zeros_like(state.prompt)
@@ -185,7 +189,8 @@ class D2F(Selecting[PipelineState]):
         filled = state.complete(self.block_size)
         last = filled.gather(1, state.blocks[:, None] - 1)[:, 0] / self.block_size
         ended = state.first_eos() < state.canvas.shape[1]
-        grow = (last >= self.add_threshold) & (state.blocks < filled.shape[1]) & ~ended
+        room = torch.div(state.limit - state.prompt, self.block_size, rounding_mode="floor")
+        grow = (last >= self.add_threshold) & (state.blocks < room) & ~ended
         if self.max_active_blocks is not None:
             grow &= state.blocks - self._leading(state) < self.max_active_blocks
         share = torch.cat([torch.ones_like(last)[:, None], filled[:, :-1] / self.block_size], dim=1)

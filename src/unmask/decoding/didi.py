@@ -27,8 +27,8 @@ from torch import Tensor
 from unmask.attention import Attend
 from unmask.attention.dense import DenseAttention
 from unmask.decoding.forward import Forward, State
-from unmask.decoding.mdlm import canvas_window, need_canvas, noise_level, response, reveal_chance, subs, time_at
-from unmask.decoding.method import Method, option, register
+from unmask.decoding.mdlm import canvas_window, noise_level, response, reveal_chance, subs, time_at
+from unmask.decoding.method import Method, need_full, option, register
 from unmask.decoding.sampling import Scores, score, uniform
 from unmask.errors import UnmaskError
 from unmask.layout import PAD, Layout
@@ -56,6 +56,7 @@ class Didi(Method[State]):
     """Ancestral steps over the whole canvas: tilted ones first, re-ranked ones after."""
 
     cached = False
+    no_engine = "it asks a second network for gradients"
     fixed = "its positions are drawn at random, as the law of the sampler demands"
 
     discriminator: Any = option(None, "checkpoint folder or safetensors file that holds the discriminator")  # noqa: RUF009
@@ -67,7 +68,7 @@ class Didi(Method[State]):
     rerank_scale: float = option(1.0, "factor on the scores candidates are chosen by", low=0.0)
 
     def bind(self, family: Family, new_tokens: int) -> Didi:
-        need_canvas(self.name, family)
+        need_full(self.name, family)
         if family.shift:
             raise UnmaskError(f"didi: this {family.name} model predicts the next position; use masked or mdlm")
         if self.discriminator is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from enum import IntEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Kind(IntEnum):
-    """What a forward is for, per row. Counted by the loop, never by a method."""
+class Kind:
+    """What a forward is for, per row. Counted by the loop, never by a method.
 
-    PREFILL = 0  # the prompt
-    DENOISE = 1  # predicts open positions (or the next token) with exact keys
-    WINDOW = 2  # predicts part of a window against keys that may be stale
-    COMMIT = 3  # makes the keys of finished tokens permanent (and may predict as well)
-    REFRESH = 4  # recomputes approximate keys of the whole canvas
-    DRAFT = 5  # verifies drafts
+    Plain whole numbers: torch.compile takes a tensor compared with a member of an enumeration for False.
+    """
+
+    PREFILL: Final = 0  # the prompt
+    DENOISE: Final = 1  # predicts open positions (or the next token) with exact keys
+    WINDOW: Final = 2  # predicts part of a window against keys that may be stale
+    COMMIT: Final = 3  # makes the keys of finished tokens permanent (and may predict as well)
+    REFRESH: Final = 4  # recomputes approximate keys of the whole canvas
+    DRAFT: Final = 5  # verifies drafts
+
+
+KINDS = tuple(name.lower() for name in vars(Kind) if name.isupper())
+"""Their names, by number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,8 @@ class State:
         done: [B], needs no more.
         draw: sampling settings of each row.
         new_tokens, longest: positions returned at most, length of the longest prompt; known on the host.
-        memory: what selection and stop rules keep between forwards, rows first, under names of their own.
+        memory: what selection and stop rules keep between forwards, rows first, under names of their own. A missing
+            entry must mean the same as one of nothing but -1 (whole numbers) or 0.
     """
 
     facts: Facts
@@ -110,11 +118,15 @@ class State:
     longest: int
     memory: dict[str, Tensor] = field(default_factory=dict)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The state with the same change made to each tensor, those of the sampling settings too."""
+        new = {f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        memory = {name: change(value) for name, value in self.memory.items()}
+        return replace(self, draw=self.draw.map(change), memory=memory, **new)
+
     def select(self, rows: Tensor) -> Self:
         """Keeps these rows (int64 indices)."""
-        kept = {f.name: value[rows] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        memory = {name: value[rows] for name, value in self.memory.items()}
-        return replace(self, draw=self.draw.select(rows), memory=memory, **kept)
+        return self.map(lambda x: x[rows])
 
     def fill(self, targets: Tensor, tokens: Tensor, accept: Tensor) -> Self:
         """Writes tokens [B, R] to the positions targets [B, R] where accept [B, R] holds, and closes them."""
@@ -198,7 +210,9 @@ def prompt_window(state: State, length: Tensor, width: int, block: int, rows: Te
     )
 
 
-def blank(prompts: list[list[int]], limits: list[int], new_tokens: int, facts: Facts, draw: Draw) -> State:
+def blank(
+    prompts: list[list[int]], limits: list[int], new_tokens: int, facts: Facts, draw: Draw, width: int | None = None
+) -> State:
     """The state before the first forward: prompts at the left, open positions behind, rows padded on the right.
 
     Args:
@@ -206,13 +220,15 @@ def blank(prompts: list[list[int]], limits: list[int], new_tokens: int, facts: F
         limits: where the canvas of each row ends; at least prompt length + new_tokens.
         new_tokens: how many positions are to be returned at most.
         draw: sampling settings; its device is used.
+        width: of the canvas; None: the largest limit.
     """
     device = draw.seed.device
     prompt = torch.tensor([len(p) for p in prompts], device=device)
     limit = torch.tensor(limits, device=device)
-    canvas = torch.full((len(prompts), max(limits)), max(facts.mask_id, 0), device=device)
+    canvas = torch.full((len(prompts), width or max(limits)), max(facts.mask_id, 0))
     for i, ids in enumerate(prompts):
-        canvas[i, : len(ids)] = torch.tensor(ids, device=device)
+        canvas[i, : len(ids)] = torch.tensor(ids)
+    canvas = canvas.to(device)
     index = torch.arange(canvas.shape[1], device=device)
     return State(
         facts=facts,

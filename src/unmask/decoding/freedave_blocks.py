@@ -3,7 +3,7 @@ block by block as published, and with a window that slides."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from unmask.decoding.copies import DraftState, kind_of
 from unmask.decoding.forward import Forward, Kind, State, prompt_window, window
 from unmask.decoding.freedave import FreeDave
+from unmask.decoding.method import extend
 from unmask.decoding.sampling import Scores
 
 
@@ -86,7 +87,7 @@ class Sliding(FreeDave[SlidingState]):
     def start(self, state: State) -> SlidingState:
         base = self.first(state)
         none = base.start[:, None].new_full((1, self.width), -1).expand(len(base.start), -1)
-        return SlidingState(**{f.name: getattr(base, f.name) for f in fields(base)}, source=none, target=none)
+        return extend(SlidingState, base, source=none, target=none)
 
     def prefill(self, state: SlidingState) -> Forward:
         first, at = state.start[:, None], self.positions(state)
@@ -110,7 +111,7 @@ class Sliding(FreeDave[SlidingState]):
         column = torch.arange(self.width, device=at.device)
         valid = state.used[..., None] & (at < state.limit[:, None])[:, None]
         kept = valid & (column < self._finished(state, state.masks)[..., None] * self.size)
-        scratch = state.canvas.shape[1] + torch.arange(self.count * self.width, device=at.device)
+        scratch = state.limit[:, None] + torch.arange(self.count * self.width, device=at.device)
         forward = self.forward(
             state,
             valid,
@@ -134,7 +135,7 @@ class Sliding(FreeDave[SlidingState]):
         finished = self._finished(state, taken.left)
         state = self.decide(state, taken, taken.certain)
         moved = finished * self.size
-        scratch = state.canvas.shape[1] + taken.best[:, None] * self.width + column
+        scratch = state.limit[:, None] + taken.best[:, None] * self.width + column
         ended, yes = self.ended(state, finished), torch.ones_like(state.done)
         return replace(
             self.draft(state, taken, moved, alone=~yes, ahead=yes),

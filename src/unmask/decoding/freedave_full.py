@@ -39,6 +39,9 @@ class FullAttention(FreeDave[RefreshState]):
     def limit(self, prompt: int, new_tokens: int) -> int:
         return Method.limit(self, prompt, new_tokens)
 
+    def grain(self) -> int | None:
+        return None
+
     def first_block(self, state: State) -> Tensor:
         return state.prompt
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from unmask.cache.contiguous import ContiguousCache
 from unmask.decoding.counters import NAMES, Counters
-from unmask.decoding.forward import Facts, Forward, Kind, State, blank
+from unmask.decoding.evaluate import logits_of, scores_of, with_carry
+from unmask.decoding.forward import Facts, Forward, State, blank
 from unmask.decoding.method import Method
-from unmask.decoding.sampling import Draw, Scores, score
+from unmask.decoding.sampling import Draw, Scores
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
@@ -149,40 +150,11 @@ def _forward(
     with torch.inference_mode():
         if forward.move is not None:
             cache.move(*forward.move)
-        logits = _logits(model, cache, forward).float()
-        if forward.carry is not None:
-            from_carry = (forward.rows == -1).unsqueeze(-1)
-            logits = torch.where(from_carry, forward.carry.unsqueeze(1), logits)
+        logits = with_carry(logits_of(model, cache.window, forward).float(), forward)
         used = forward.targets >= 0
         if not bool((logits.isfinite().all(-1) | ~used).all()):
             raise _not_finite(model, cache, forward, logits, numbers)
-    # Outside of inference mode: a method may ask for gradients here.
-    state, logits = method.adjust(state, forward, logits)
-    with torch.inference_mode():
-        # A prefill may predict positions that the first step predicts again: it is number -1, so that draws differ.
-        number = state.step - (forward.kind == Kind.PREFILL).long() if forward.draws is None else forward.draws
-        rule = method.score_rule(state)
-        scores = score(logits, rule, state.draw, number, forward.targets)
-        if rule.soft is not None:
-            scores = replace(scores, soft=model.mix((logits / rule.soft).softmax(-1)))
-        return state, scores
-
-
-def _logits(model: Network, cache: ContiguousCache, forward: Forward) -> Tensor:
-    rows = forward.rows.clamp(min=0)
-    positions = forward.layout.positions
-    if forward.guide is None:
-        attend = cache.window(forward.layout, forward.visible, forward.store)
-        if forward.blend is None:
-            return model(forward.tokens, positions, attend, rows)
-        mixed = model.embed(forward.tokens) + forward.blend.to(model.dtype)
-        return model(forward.tokens, positions, attend, rows, mixed)
-    # Both views of a row share layout and length; guidance is defined without a cache alone.
-    twice = forward.layout.map(lambda x: torch.cat([x, x]))
-    attend = cache.window(twice, torch.cat([forward.visible] * 2), torch.cat([forward.store] * 2))
-    both = model(torch.cat([forward.tokens, forward.guide]), twice.positions, attend, torch.cat([rows, rows]))
-    with_prompt, without = both.chunk(2)
-    return without + (1 + forward.guide_scale) * (with_prompt - without)
+    return scores_of(model, method, state, forward, logits)
 
 
 def _not_finite(

@@ -78,6 +78,9 @@ class LoPA(D2F):
         """With `full_window` the keys of branch j wait in slots of their own, limit * (j + 1) further on."""
         return limit * self.copies if self.full_window else limit
 
+    def grain(self) -> int | None:
+        return None if self.full_window else 0
+
     def start(self, state: State) -> BranchState:
         base = super().start(state)
         none = torch.zeros_like(base.prompt)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import need_mask, option, register, resolve
+from unmask.decoding.method import need_full, option, register, resolve
 from unmask.decoding.sampling import ScoreRule, Scores, rank_of, uniform
 from unmask.decoding.select import Rule, Static
 from unmask.decoding.selecting import Selecting
@@ -73,12 +73,7 @@ class Masked(Selecting[State]):
     eos_last: bool = option(False, "commit end tokens last", alias=("confidence_eos_eot_inf",))
 
     def bind(self, family: Family, new_tokens: int) -> Self:
-        need_mask(self.name, family)
-        if family.attention != "full":
-            raise UnmaskError(
-                f"{self.name}: this {family.name} model was trained with {family.attention} attention, this method "
-                f"shows it the whole canvas; use {'fast_dllm_v2' if family.shift else 'block_diffusion'}"
-            )
+        need_full(self.name, family)
         timed = bool(family.shift) if self.schedule is None else self.schedule == "timestep"
         block, steps = resolve(self.block_size, new_tokens), resolve(self.steps, new_tokens)
         trouble = ""

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import Method, extend, need_mask, option, register, resolve
+from unmask.decoding.method import Method, extend, need_full, option, register, resolve
 from unmask.decoding.sampling import Scores, uniform
-from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
     from unmask.models.families import Family
@@ -83,16 +82,6 @@ def response(state: State) -> Tensor:
     return state.prompt[:, None] + torch.arange(state.new_tokens, device=state.canvas.device)
 
 
-def need_canvas(method: str, family: Family) -> None:
-    """Refuses models that do not fill masks anywhere on a canvas."""
-    need_mask(method, family)
-    if family.attention != "full":
-        raise UnmaskError(
-            f"{method}: this {family.name} model was trained with {family.attention} attention, this method shows it "
-            f"the whole canvas; use {'fast_dllm_v2' if family.shift else 'block_diffusion'}"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class MdlmState(State):
     """reveal [B, N]: the step in which each position is revealed. now [B]: the step of the next forward."""
@@ -119,7 +108,7 @@ class Mdlm(Method[MdlmState]):
     skip_empty: bool = option(True, "no forward for steps in which nothing is revealed (never changes the text)")
 
     def bind(self, family: Family, new_tokens: int) -> Mdlm:
-        need_canvas(self.name, family)
+        need_full(self.name, family)
         return replace(self, steps=resolve(self.steps, new_tokens))
 
     @property

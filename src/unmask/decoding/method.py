@@ -54,7 +54,9 @@ class Method(Generic[S]):
     """Base of all methods.
 
     Class attributes: name, title (of the paper) and arxiv are set by `register`; `cached` says whether K/V slots are
-    needed; `fixed` is why the method takes neither a selection nor a stop rule, where it takes none.
+    needed; `fixed` is why the method takes neither a selection nor a stop rule, where it takes none. For the engine:
+    `any_length` says that rows with different numbers of new tokens can share a batch; `no_engine` is why a method runs
+    in the eager loop alone, where it does.
     """
 
     name: ClassVar[str] = ""
@@ -62,6 +64,8 @@ class Method(Generic[S]):
     arxiv: ClassVar[str] = ""
     cached: ClassVar[bool] = True
     fixed: ClassVar[str] = "it decides by itself which positions are committed"
+    any_length: ClassVar[bool] = False
+    no_engine: ClassVar[str] = ""
 
     early_exit: bool = option(
         True, "stop a row as soon as its text up to the first end token is final (never changes the text)"
@@ -90,6 +94,11 @@ class Method(Generic[S]):
         """Cache slots of a row whose canvas ends at `limit`: those of its positions, and scratch behind them."""
         return limit
 
+    def grain(self) -> int | None:
+        """Where a prompt's keys stop to depend on what follows: at multiples of this, where it may be cut into several
+        forwards, and whose keys serve every prompt that begins alike. 0: only where it ends. None: nowhere."""
+        return None
+
     def start(self, state: State) -> S:
         """The method's own state from the blank one."""
         raise NotImplementedError
@@ -115,6 +124,8 @@ class Method(Generic[S]):
 class Blockwise(Method[S]):
     """Base of methods that work through blocks at absolute multiples of a size the model was trained with."""
 
+    any_length: ClassVar[bool] = True
+
     block_size: int | None = option(None, "tokens a block; None: as trained", alias=("block_length", "bd_size"), low=1)
 
     @property
@@ -124,6 +135,9 @@ class Blockwise(Method[S]):
 
     def limit(self, prompt: int, new_tokens: int) -> int:
         return round_up(prompt + new_tokens, self.size)
+
+    def grain(self) -> int | None:
+        return self.size
 
     def first_block(self, state: State) -> Tensor:
         """Where the first block with an open position begins [B]; the prompt tokens before it are whole blocks."""
@@ -236,6 +250,16 @@ def need_mask(method: str, family: Family) -> None:
     if family.mask_id is not None:
         return
     raise UnmaskError(f"{method}: this {family.name} checkpoint names no mask token; load it with mask_token_id=...")
+
+
+def need_full(method: str, family: Family) -> None:
+    """Refuses checkpoints that do not fill masks anywhere on a canvas under full attention."""
+    need_mask(method, family)
+    if family.attention != "full":
+        raise UnmaskError(
+            f"{method}: this {family.name} model was trained with {family.attention} attention, this method shows it "
+            f"the whole canvas; use {'fast_dllm_v2' if family.shift else 'block_diffusion'}"
+        )
 
 
 def need_next_token(method: str, family: Family) -> None:

@@ -6,7 +6,8 @@ the same tokens alone, in any batch and on any device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
 import torch
@@ -47,7 +48,8 @@ class ScoreRule:
 class Draw:
     """Sampling settings of each row: temperature [B], top_p [B] (1 = off), top_k [B] (0 = off), seed [B].
 
-    Which of them any row uses is read back to the host once, here, so that no forward has to ask.
+    Which of them any row uses, `stochastic` and `filters`, is read back to the host once, here, so that no forward has
+    to ask; `used` gives both where they are known.
     """
 
     temperature: Tensor
@@ -56,14 +58,20 @@ class Draw:
     seed: Tensor
     stochastic: bool = field(init=False)
     filters: frozenset[str] = field(init=False)
+    used: InitVar[tuple[bool, frozenset[str]] | None] = None
 
-    def __post_init__(self) -> None:
-        used = {"top_p": bool((self.top_p < 1).any()), "top_k": bool((self.top_k > 0).any())}
-        object.__setattr__(self, "stochastic", bool((self.temperature > 0).any()))
-        object.__setattr__(self, "filters", frozenset(name for name, is_used in used.items() if is_used))
+    def __post_init__(self, used: tuple[bool, frozenset[str]] | None) -> None:
+        if used is None:
+            filters = {"top_p": bool((self.top_p < 1).any()), "top_k": bool((self.top_k > 0).any())}
+            used = bool((self.temperature > 0).any()), frozenset(name for name, asked in filters.items() if asked)
+        object.__setattr__(self, "stochastic", used[0])
+        object.__setattr__(self, "filters", used[1])
 
-    def select(self, rows: Tensor) -> Draw:
-        return Draw(self.temperature[rows], self.top_p[rows], self.top_k[rows], self.seed[rows])
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
+        """The same change made to each tensor. What no row uses any more still counts as used, which changes nothing
+        but the time."""
+        tensors = (self.temperature, self.top_p, self.top_k, self.seed)
+        return Draw(*map(change, tensors), used=(self.stochastic, self.filters))
 
 
 @dataclass(frozen=True)
@@ -127,8 +135,10 @@ def filtered(logits: Tensor, draw: Draw, order: tuple[str, str]) -> Tensor:
 def _without(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
     if not ids:
         return logits
-    index = torch.tensor(ids, device=logits.device)
-    return logits.index_fill(-1, index, -torch.inf)
+    logits = logits.clone()
+    for i in ids:  # a list of ids would have to be copied to the device, which a captured graph cannot do
+        logits[..., i].fill_(-torch.inf)
+    return logits
 
 
 def _sample(logits: Tensor, u: Tensor) -> Tensor:

@@ -62,9 +62,10 @@ class EarlyExit(Masked):
     count: int = option(0, "how many positions of the answer are looked at; 0: all that follow", low=0)
     stat: str = option("mean", "how margins are pooled", choices=STATS)
     q: float = option(0.2, "which quantile (stat quantile)", low=0.0, high=1.0)
-    max_change: float = option(
-        1.0,
-        "share of masked positions whose best token may have changed since the forward before; 1: no such test",
+    max_change: float | None = option(
+        None,
+        "share of masked positions whose best token may have changed since the forward before; 1: no such test; "
+        "None: 0 (sched) or 1 (prophet)",
         alias=("max_change_ratio",),
         low=0.0,
         high=1.0,
@@ -86,7 +87,8 @@ class EarlyExit(Masked):
         return super(EarlyExit, own).bind(family, new_tokens)
 
     def own_stop(self) -> Stop:
-        return self.stop_class(**{f.name: getattr(self, f.name) for f in fields(self.stop_class)})
+        options = {f.name: getattr(self, f.name) for f in fields(self.stop_class)}
+        return self.stop_class(**{name: value for name, value in options.items() if value is not None})
 
 
 @register("sched", title="SchED: progress-aware confidence schedules", arxiv="2512.02892")
@@ -100,13 +102,6 @@ class SchedMethod(EarlyExit):
     high: float = option(7.5, "threshold at the first forward, in logits", alias=("tau_high",), low=-1e6)
     low: float = option(2.5, "threshold at the last forward, in logits", alias=("tau_low",), low=-1e6)
     k: float = option(4.0, "steepness (exp)", alias=("tau_k",), low=0.0)
-    max_change: float = option(
-        0.0,
-        "share of masked positions whose best token may have changed since the forward before; 1: no such test",
-        alias=("max_change_ratio",),
-        low=0.0,
-        high=1.0,
-    )
 
 
 @register("prophet", title="Diffusion Language Models Know the Answer Before Decoding", arxiv="2508.19982")

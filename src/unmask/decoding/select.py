@@ -229,13 +229,14 @@ class Credit:
             logits: [B, R, V].
             mask_id: gets no credit, for it is never proposed.
         """
+        logits = logits.float()
         rows, vocab = logits.shape[0], logits.shape[-1]
         shape = (rows, size, vocab)
         old = memory.get("credit", logits.new_zeros(shape))
         same = memory.get("credit_first", torch.full_like(first, -1)) == first
         credit = torch.where(same[:, None, None], old * self.beta, 0.0)
         probs = logits.softmax(-1)
-        probs[..., mask_id] = 0
+        probs[..., mask_id].fill_(0)
         lead = probs.max(-1)
         gain = torch.where(eligible, lead.values**self.gamma, 0.0)
         row = torch.arange(rows, device=logits.device)[:, None].expand_as(column)

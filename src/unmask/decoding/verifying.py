@@ -42,6 +42,7 @@ class Verifying(Method[V]):
     """A method whose forwards run [newest token, guesses] under a causal mask."""
 
     fixed: ClassVar[str] = "drafts are verified from left to right"
+    any_length: ClassVar[bool] = True
 
     block_size: int = option(
         64, "tokens drafted at a time, the newest one included", alias=("n_token_seq_len", "jacobi_block_len"), low=1
@@ -56,6 +57,9 @@ class Verifying(Method[V]):
     def bind(self, family: Family, new_tokens: int) -> Self:
         need_next_token(self.name, family)
         return self
+
+    def grain(self) -> int | None:
+        return 1
 
     def begin(self, state: State, width: int) -> tuple[State, Tensor, Tensor]:
         """The state with what the draft source needs, and `last` and `line` before the first forward."""

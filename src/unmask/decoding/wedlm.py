@@ -18,7 +18,7 @@ of autoregressive decoding of the same weights, sampled text too: a position's r
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class WindowState(State):
 class WeDLM(Selecting[WindowState]):
     """Sliding window of masks behind the text; masks of low entropy are filled, the leading filled run is committed."""
 
+    any_length: ClassVar[bool] = True
     one_block = False
     why_not = "the window slides"
 
@@ -103,6 +104,9 @@ class WeDLM(Selecting[WindowState]):
     def limit(self, prompt: int, new_tokens: int) -> int:
         return prompt + new_tokens + (0 if self.clipped else self.window_size - 1)
 
+    def grain(self) -> int | None:
+        return 1
+
     def start(self, state: State) -> WindowState:
         if not self.verify:
             return extend(WindowState, state, start=state.prompt)
@@ -121,7 +125,7 @@ class WeDLM(Selecting[WindowState]):
         run = (~known.open_at(at) & here).long().cumprod(-1).sum(-1)
         return torch.where(run == here.sum(-1), run, 0) if self.schedule == "block" else run
 
-    def _window(self, state: WindowState, base: Tensor, width: int, kind: Kind) -> Forward:
+    def _window(self, state: WindowState, base: Tensor, width: int, kind: int) -> Forward:
         """The forward over [base, end of the window), `width` positions at most: known tokens first, then masks.
 
         Scored are the masks; with verify the leading run, and the masks but the first, of which the run speaks.

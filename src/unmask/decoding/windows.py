@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import extend, need_mask, option, resolve, round_up
+from unmask.decoding.method import extend, need_full, option, resolve, round_up
 from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.decoding.selecting import Selecting
 from unmask.decoding.stop import Span
@@ -50,13 +50,8 @@ class Windows(Selecting[W]):
     cache: str = option("none", "what is not recomputed at each forward", choices=("none", "prefix", "dual"))
 
     def bind(self, family: Family, new_tokens: int) -> Self:
-        need_mask(self.name, family)
-        if family.attention == "full":
-            return self
-        raise UnmaskError(
-            f"{self.name}: this {family.name} model was trained with {family.attention} attention, this method shows "
-            f"it the whole canvas; use {'fast_dllm_v2' if family.shift else 'block_diffusion'}"
-        )
+        need_full(self.name, family)
+        return self
 
     def slots(self, limit: int) -> int:
         return 0 if self.cache == "none" else limit

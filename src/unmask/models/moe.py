@@ -5,7 +5,8 @@ The routers of LLaDA-MoE (arXiv 2509.24389: softmax over all experts, weights ta
 the flags of `MoeConfig`. All of it is computed in float32.
 
 The weights of a layer's experts lie in two tensors, so that a grouped matrix product runs all of them at once; the
-loop over experts is the reference, and the path for whatever that product does not do.
+loop over experts is the reference, and the path for whatever that product does not do. On a GPU that loop would read
+counts back to the host, which a captured graph must not: there weights are gathered per pair where no gradient is due.
 
 Shapes beyond the legend in `layout`: T tokens, E experts, K experts of a token, P = T * K pairs sorted by expert,
 I inner width.
@@ -22,6 +23,10 @@ from torch import Tensor, nn
 
 from unmask.models.config_moe import MoeConfig
 from unmask.models.mlp import MLP
+
+Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+GATHERED = 256 << 20  # bytes of weights that `gathered` holds at once
 
 
 def route(logits_TE: Tensor, bias_E: Tensor | None, moe: MoeConfig) -> tuple[Tensor, Tensor]:
@@ -79,10 +84,15 @@ class Experts(nn.Module):
         order_P = pairs.argsort(stable=True)
         every = torch.arange(len(self.down_proj), device=pairs.device)
         end_E = torch.searchsorted(pairs[order_P], every, right=True)
-        product = grouped if can_group(x_TC, self.gate_up_proj, self.down_proj) else looped
-        y_PC = product(x_TC[order_P // expert_TK.shape[1]], self.gate_up_proj, self.down_proj, end_E)
+        y_PC = self._product(x_TC)(x_TC[order_P // expert_TK.shape[1]], self.gate_up_proj, self.down_proj, end_E)
         y_TKC = y_PC[order_P.argsort()].unflatten(0, expert_TK.shape)
         return (y_TKC.float() * weight_TK.unsqueeze(-1)).sum(1).to(x_TC.dtype)
+
+    def _product(self, x: Tensor) -> Product:
+        if can_group(x, self.gate_up_proj, self.down_proj):
+            return grouped
+        # Gradients would have to keep every gathered weight.
+        return gathered if x.is_cuda and not torch.is_grad_enabled() else looped
 
 
 def looped(x_PC: Tensor, gate_up_E: Tensor, down_E: Tensor, end_E: Tensor) -> Tensor:
@@ -93,6 +103,19 @@ def looped(x_PC: Tensor, gate_up_E: Tensor, down_E: Tensor, end_E: Tensor) -> Te
             gate, up = F.linear(x_PC[start:end], gate_up_E[expert]).chunk(2, -1)
             out.append(F.linear(F.silu(gate) * up, down_E[expert]))
         start = end
+    return torch.cat(out)
+
+
+def gathered(x_PC: Tensor, gate_up_E: Tensor, down_E: Tensor, end_E: Tensor) -> Tensor:
+    """The same from a copy of each pair's weights: slow, but for any dtype and size without reading counts back to
+    the host."""
+    expert_P = torch.searchsorted(end_E, torch.arange(len(x_PC), device=end_E.device), right=True)
+    expert = gate_up_E[0].numel() + down_E[0].numel()
+    at_once = max(1, GATHERED // (expert * x_PC.element_size()))
+    out = []
+    for x_1C, index in zip(x_PC.unsqueeze(1).split(at_once), expert_P.split(at_once)):
+        gate, up = torch.bmm(x_1C, gate_up_E[index].transpose(1, 2)).chunk(2, -1)
+        out.append(torch.bmm(F.silu(gate) * up, down_E[index].transpose(1, 2)).squeeze(1))
     return torch.cat(out)
 
 

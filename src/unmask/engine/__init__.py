@@ -1,0 +1,1 @@
+"""The GPU engine: scheduler, steps in CUDA graphs, and the fast forward they run."""

@@ -1,0 +1,387 @@
+"""The engine: many requests decoded together, entering and leaving at any time, each as it would be alone.
+
+The rows in work stand in one static batch on the device. An iteration prefills what has been admitted, launches one
+step of all rows and looks at what arrived from earlier steps: the host never waits for the step it has just launched,
+and nothing is read back but a few whole numbers a row.
+
+    engine = Engine(unmask.load("nano"), rows=32)
+    requests = [engine.add(ids) for ids in prompts]
+    engine.run()
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unmask.cache.paged import PagedCache
+from unmask.cache.pages import PagePool, prefix_keys
+from unmask.decoding import Method, build
+from unmask.decoding.counters import NAMES, Counters
+from unmask.decoding.forward import Forward, State, blank
+from unmask.decoding.sampling import Draw
+from unmask.engine import step as steps
+from unmask.engine.batch import Batch, Used
+from unmask.engine.compiled import compiled
+from unmask.engine.fused import FusedTransformer, fuse
+from unmask.engine.linear import runs_kernels
+from unmask.engine.mirror import Mirror, to_device
+from unmask.engine.request import Request, Status
+from unmask.engine.runner import Runner
+from unmask.engine.scheduler import Chunk, Move, Scheduler
+from unmask.errors import UnmaskError
+from unmask.streaming import RowFeeder, Streamer
+
+if TYPE_CHECKING:
+    from unmask.lm import LM
+
+LAG = 2
+"""Steps that may be launched before the first of them has been looked at."""
+
+
+@dataclass
+class _Prefill:
+    """A request on its way into the batch: its state of one row on the device, its forward, its pages [1, T]."""
+
+    state: State
+    forward: Forward | None
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a step left, on its way to the host, and whose rows it was: requests with their attempts, by row."""
+
+    mirror: Mirror
+    rows: list[tuple[Request, int]]
+
+
+class Engine:
+    """Continuous batching of one method on one model.
+
+    Args:
+        lm: a loaded checkpoint.
+        method, options: as `LM.generate`, or a method as an object; one engine decodes with one method under one set of
+            options.
+        rows: requests decoded at once at most.
+        max_prompt, max_new_tokens: of a request at most; they fix the shapes of the batch.
+        pages: K/V pages; None: enough for `rows` of the longest requests.
+        page_size: slots a page, a power of two.
+        prefill_tokens: prompt tokens run between two steps at most, where prompts can be cut.
+        share_prefixes: keep the keys of prompts for later ones that begin alike.
+        graphs: capture steps as CUDA graphs; None: on a GPU.
+        compile: join the small operations of a step by torch.compile (half a minute for each kind of step).
+        quantise: "fp8": round the weights of the layers to float8; the eager model then no longer runs.
+        tune: measure which way each matrix product is fastest before a kind of step is captured (seconds each).
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        method: str | Method[Any] | None = None,
+        *,
+        rows: int = 32,
+        max_prompt: int = 1024,
+        max_new_tokens: int = 256,
+        pages: int | None = None,
+        page_size: int = 64,
+        prefill_tokens: int = 2048,
+        share_prefixes: bool = True,
+        graphs: bool | None = None,
+        tune: bool = True,
+        compile: bool = False,
+        quantise: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.quantised = quantise is not None
+        self.lm = lm
+        self.unbound = method if isinstance(method, Method) else build(method or lm.default_method, options)
+        if self.unbound.no_engine:
+            raise UnmaskError(f"{self.unbound.name} runs in the eager loop alone: {self.unbound.no_engine}")
+        self.method: Method[Any] = self.unbound.bind(lm.family, max_new_tokens)
+        self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
+        self.share_prefixes = share_prefixes and self.method.cached
+        self.width = self.method.limit(max_prompt, max_new_tokens)
+        if self.width > lm.model.config.max_positions:
+            raise UnmaskError(
+                f"max_prompt {max_prompt} and max_new_tokens {max_new_tokens} take {self.width} positions, "
+                f"the context is {lm.model.config.max_positions}"
+            )
+        slots = self.method.slots(self.width) if self.method.cached else 0
+        per_row = max(-(-slots // page_size), 1)
+        self.device = lm.model.device
+        self.pool = PagePool(rows * per_row + 1 if pages is None else pages, page_size)
+        self.scheduler = Scheduler(self.pool, rows, prefill_tokens)
+        self.parts = _parts(lm, self.method, self.pool.capacity if slots else 0, page_size, quantise)
+        self.batch = Batch(self._example(per_row), rows, per_row)
+        graphs = self.device.type == "cuda" if graphs is None else graphs
+        if compile:
+            self.parts = compiled(self.parts)
+        self.runner = Runner(self.parts, self.batch, graphs=graphs, prepare=self._tune if tune else None)
+        self.buckets = _doubling(1, rows)
+        self.widths = _doubling(8, self._planned)
+        self._prefills: dict[Request, _Prefill] = {}
+        self._need: dict[Request, int] = {}
+        self._feeders: dict[Request, RowFeeder] = {}
+        self._flight: deque[_Seen] = deque()
+        self._leaving: deque[tuple[Request, Mirror]] = deque()
+        self.steps = 0
+
+    def add(
+        self,
+        prompt: list[int],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        id: str = "",
+        streamer: Streamer | None = None,
+    ) -> Request:
+        """Queues a prompt (token ids, not empty). Its results stand in the request once it has ended.
+
+        Args:
+            max_new_tokens: None: as many as the engine gives.
+            temperature, top_p, top_k, seed: as `LM.generate`.
+            id: a name for messages.
+            streamer: see `LM.generate`.
+
+        Raises:
+            UnmaskError: it does not fit into the engine's sizes.
+        """
+        new = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if not 0 < len(prompt) <= self.max_prompt:
+            raise UnmaskError(f"a prompt of {len(prompt)} tokens; this engine takes 1 to {self.max_prompt}")
+        if not 0 < new <= self.max_new_tokens:
+            raise UnmaskError(f"max_new_tokens {new}: this engine gives 1 to {self.max_new_tokens}")
+        alike = self.method.any_length and self.unbound.bind(self.lm.family, new) == self.method
+        if new != self.max_new_tokens and not alike:
+            raise UnmaskError(
+                f"{self.method.name} plans by max_new_tokens: this engine gives {self.max_new_tokens}, not {new}"
+            )
+        request = Request(id, prompt, new, temperature, top_p, top_k, seed)
+        state = self._state(request)
+        forward = self.method.prefill(state)
+        limit = self.method.limit(len(prompt), new)
+        slots = self.method.slots(limit) if self.method.cached else 0
+        columns = 0 if forward is None else forward.tokens.shape[1]
+        grain = self.method.grain()
+        keys = self._keys(prompt, columns, grain) if self.share_prefixes and slots and grain is not None else ()
+        self.scheduler.add(request, slots, tokens=columns, grain=grain or 0, keys=keys)
+        if streamer is not None:
+            self._feeders[request] = RowFeeder(streamer, prompt)
+        return request
+
+    def abort(self, request: Request) -> None:
+        """Gives a request up, wherever it stands."""
+        self._leave(request, self.scheduler.abort)
+
+    def preempt(self, request: Request) -> None:
+        """Takes a request's pages and row away; it starts anew when it is its turn, and gives the same tokens."""
+        self._leave(request, self.scheduler.preempt)
+
+    def suits(self, method: Method[Any], prompt: int, new_tokens: int) -> bool:
+        """Whether requests of this bound method and of these lengths are what the engine was made for."""
+        return method == self.method and prompt <= self.max_prompt and new_tokens == self.max_new_tokens
+
+    @property
+    def idle(self) -> bool:
+        """Whether every request has ended and its results are here."""
+        return self.scheduler.idle and not self._leaving
+
+    def run(self) -> None:
+        """Works until idle."""
+        while not self.idle:
+            self.step()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One iteration: what has arrived, prefills, one step of all rows."""
+        self._look(wait=not self.scheduler.running)
+        while (request := self.scheduler.admit()) is not None:
+            self._prefills[request] = self._begin(request)
+        for chunk in self.scheduler.next_prefill():
+            self._prefill(chunk)
+        if self.scheduler.running:
+            self._decode()
+
+    def _decode(self) -> None:
+        running = self.scheduler.running
+        rows = next(b for b in self.buckets if b >= len(running))
+        self.runner(rows, self._choose(), _used(running))
+        self.steps += 1
+        named = {"status": self.batch.status}
+        if any(r in self._feeders for r in running):  # whoever streams wants to see all of it
+            named |= {name: self.batch.named[name] for name in ("canvas", "open")}
+        mirror = Mirror(**{name: x[: len(running)] for name, x in named.items()})
+        self._flight.append(_Seen(mirror, [(r, r.attempt) for r in running]))
+
+    def _choose(self) -> int:
+        """How many columns the next step has: enough for every row, as far as is known."""
+        need = max(self._need.get(r, self.widths[-1]) for r in self.scheduler.running)
+        return next(w for w in self.widths if w >= need)
+
+    def _look(self, wait: bool) -> None:
+        """Takes in what has arrived of earlier steps; waits for those that are too long ago, or for any if `wait`."""
+        while self._flight and (wait or len(self._flight) >= LAG or self._flight[0].mirror.ready()):
+            seen = self._flight.popleft()
+            seen.mirror.wait()
+            status = seen.mirror["status"].tolist()
+            for row, ((request, attempt), values) in enumerate(zip(seen.rows, status)):
+                if request.status is Status.RUNNING and request.attempt == attempt:
+                    if request in self._feeders and not values[steps.DONE]:
+                        self._feed(request, seen.mirror["canvas"][row], seen.mirror["open"][row])
+                    self._update(request, values)
+        while self._leaving and (wait or self._leaving[0][1].ready()):
+            request, mirror = self._leaving.popleft()
+            mirror.wait()
+            _results(request, mirror)
+            if request in self._feeders:
+                self._feed(request, mirror["canvas"], mirror["open"], done=True)
+                del self._feeders[request]
+
+    def _feed(self, request: Request, canvas: Tensor, is_open: Tensor, done: bool = False) -> None:
+        """Gives a streamer the row [N] up to its first decided end token, or to the end of its text."""
+        first, stop = len(request.prompt), len(request.prompt) + request.max_new_tokens
+        eos = [i for i in range(first, stop) if not is_open[i] and int(canvas[i]) in self.lm.facts.eos_ids]
+        stop = min([stop, *(i + 1 for i in eos[:1])])
+        self._feeders[request](canvas[:stop], is_open[:stop], done)
+
+    def _update(self, request: Request, status: list[int]) -> None:
+        self._need[request] = max(status[steps.NEED], 1)
+        if request.first_token is None and status[steps.FINAL]:
+            request.first_token = perf_counter()
+        if status[steps.FAILED]:
+            error = f"request {request.id}: logits are not finite; the eager loop says where"
+            self._leave(request, lambda r: self.scheduler.fail(r, error))
+        elif status[steps.DONE]:
+            row, named = request.row, self.batch.named
+            self._leaving.append(
+                (request, Mirror(canvas=named["canvas"][row], open=named["open"][row], status=self.batch.status[row]))
+            )
+            self._leave(request, self.scheduler.finish)
+
+    def _leave(self, request: Request, how: Any) -> None:
+        """Ends a request's stay by a call of the scheduler; its row is filled by the last one."""
+        row = request.row
+        move: Move | None = how(request)
+        self._prefills.pop(request, None)
+        self._need.pop(request, None)
+        if move is not None:
+            self.batch.move(*move)
+        elif row >= 0:
+            self.batch.stop(row)
+
+    def _begin(self, request: Request) -> _Prefill:
+        """The request's state and pages on the device."""
+        assert request.lease is not None
+        state = self._state(request).map(lambda x: to_device(x, self.device))
+        pages = list(request.lease.pages)
+        table = torch.zeros(1, self.batch.table.shape[1], dtype=torch.int32)
+        table[0, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        if request.lease.source is not None:
+            self.parts.cache.copy_page(request.lease.source, pages[request.lease.shared])
+        return _Prefill(state, self.method.prefill(state), to_device(table, self.device))
+
+    def _prefill(self, chunk: Chunk) -> None:
+        work = self._prefills[chunk.request]
+        forward = work.forward
+        if forward is not None:
+            forward = steps.part(forward, chunk.first, chunk.stop)
+        if not chunk.final:
+            assert forward is not None
+            steps.stored(self.parts, work.table, forward)
+            return
+        state, status = steps.prefilled(self.parts, work.state, work.table, forward)
+        row = self.scheduler.started(chunk.request)
+        self.batch.put(row, state, status, work.table)
+        del self._prefills[chunk.request]
+
+    def _state(self, request: Request) -> State:
+        """The state of one row before its prefill, on the host."""
+        draw = Draw(
+            torch.tensor([request.temperature]),
+            torch.tensor([request.top_p]),
+            torch.tensor([request.top_k]),
+            torch.tensor([request.seed]),
+        )
+        limit = self.method.limit(len(request.prompt), request.max_new_tokens)
+        state = blank([request.prompt], [limit], self.max_new_tokens, self.lm.facts, draw, self.width)
+        return self.method.start(replace(state, end=state.prompt + request.max_new_tokens))
+
+    @torch.inference_mode()
+    def _example(self, per_row: int) -> State:
+        """A state of one row after a step, which shows what tensors there are; its keys go to the spare page."""
+        asked = Request("", [0] * min(self.max_prompt, 2), self.max_new_tokens)
+        state = self._state(asked).map(lambda x: x.to(self.device))
+        table = torch.zeros(1, per_row, dtype=torch.int32, device=self.device)
+        state, planned = steps.example(self.parts, state, table)
+        self._planned, self._asked = planned.tokens.shape[1], planned.rows.shape[1]
+        return state
+
+    def _tune(self, rows: int, width: int) -> None:
+        if isinstance(self.parts.model, FusedTransformer):
+            self.parts.model.tune([rows * width], [rows * min(self._asked, width)])
+
+    def _keys(self, prompt: list[int], columns: int, grain: int) -> tuple[bytes, ...]:
+        """Names of the prompt's pages. What has to be run again for its logits is left out where prompts can be cut."""
+        last = min(len(prompt), columns) - 1
+        tokens = prompt if grain == 0 else prompt[: max(last, 0) // grain * grain]
+        return prefix_keys(tokens, self.pool.page_size, self.method.name, grain)
+
+
+def missing(device: torch.device) -> str:
+    """What the engine lacks to run models on this device, "" for nothing."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, the model is on {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or higher"
+    return "" if runs_kernels(True) else "it needs Triton, which is not installed"
+
+
+def _parts(lm: LM, method: Method[Any], pages: int, page_size: int, quantise: str | None) -> steps.Parts:
+    config = lm.model.config
+    cache = PagedCache(
+        config.num_layers,
+        pages,
+        page_size,
+        config.num_kv_heads,
+        config.head_dim,
+        device=lm.model.device,
+        dtype=lm.model.dtype,
+    )
+    if lm.model.device.type != "cuda":
+        return steps.Parts(fuse(lm.model, quantise) if quantise else lm.model, method, cache)
+    from unmask.engine.scoring import score, with_carry
+
+    return steps.Parts(
+        fuse(lm.model, quantise), method, cache, score, lambda logits, f: with_carry(logits, f.rows, f.carry)
+    )
+
+
+def _used(requests: list[Request]) -> Used:
+    filters = {"top_p": any(r.top_p < 1 for r in requests), "top_k": any(r.top_k > 0 for r in requests)}
+    return any(r.temperature > 0 for r in requests), frozenset(name for name, asked in filters.items() if asked)
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    """first, 2 first, 4 first ... below `last`, and `last`."""
+    out = []
+    while first < last:
+        out.append(first)
+        first *= 2
+    return [*out, last]
+
+
+def _results(request: Request, mirror: Mirror) -> None:
+    first = len(request.prompt)
+    request.canvas = mirror["canvas"][first:].tolist()
+    request.open = mirror["open"][first:].tolist()
+    counts = mirror["status"].tolist()[steps.FLAGS :]
+    request.counters = Counters(forwards=dict(zip(NAMES, counts)))

@@ -1,0 +1,142 @@
+"""Products with a fixed weight, each done the way that was measured to be fastest for its number of tokens.
+
+Ways: the library (cuBLAS through PyTorch), Triton kernels for few tokens (`kernels.gemm`), and for float8 weights
+PyTorch's scaled product. Until `tuning.tune` has measured, and always in float32 and off the GPU, it is the library.
+
+Shapes: T tokens, K inputs, N outputs, I inner width of an MLP.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLOAT8 = torch.float8_e4m3fn
+LARGEST = 448.0  # of FLOAT8
+
+
+@cache
+def runs_kernels(cuda: bool) -> bool:
+    """Whether Triton kernels take these tensors: on a GPU, and anywhere in Triton's interpreter (for tests)."""
+    return (cuda or os.environ.get("TRITON_INTERPRET") == "1") and find_spec("triton") is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a product is done. The numbers are those of the kernels `gemm.thin` and `gemm.vector`."""
+
+    kind: Literal["library", "scaled", "thin", "vector"] = "library"
+    """scaled: float8 times float8, the tokens rounded to it in the product. The other kinds round weights alone."""
+    block_n: int = 0
+    block_k: int = 0
+    splits: int = 1
+    warps: int = 4
+    stages: int = 4
+    gated: bool = False
+    """The kernel finishes silu(gate) * up itself."""
+
+    def __str__(self) -> str:
+        if self.kind in ("library", "scaled"):
+            return self.kind
+        pipeline = f" s{self.stages} /{self.splits}" if self.kind == "thin" else ""
+        return f"{self.kind} {self.block_n}x{self.block_k} w{self.warps}{pipeline}{' gated' if self.gated else ''}"
+
+
+LIBRARY = Way()
+
+
+@dataclass(eq=False)
+class FastLinear:
+    """x W^T + b for x [T, K].
+
+    Attributes:
+        weight: [N, K], contiguous; of the model's dtype, or float8 with `scale`.
+        bias: [N], of the model's dtype.
+        scale: [N], float32, what outputs are multiplied by (see `quantise`).
+        ways: the way for each number of tokens that was measured.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+    ways: dict[int, Way] = field(default_factory=dict)
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        return self.run(self.ways.get(len(x_TK), LIBRARY), x_TK)
+
+    def run(self, way: Way, x_TK: Tensor) -> Tensor:
+        """The product done this way: [T, N]."""
+        if way.kind == "library":
+            return F.linear(x_TK, self.wide(x_TK.dtype), self.bias)
+        if way.kind == "scaled":
+            return self._scaled(x_TK)
+        from unmask.kernels import gemm
+
+        weight = self.weight, self.bias, self.scale
+        sizes = {"block_n": way.block_n, "block_k": way.block_k, "warps": way.warps, "gated": way.gated}
+        if way.kind == "vector":
+            return gemm.vector(x_TK, *weight, **sizes)
+        return gemm.thin(x_TK, *weight, **sizes, splits=way.splits, stages=way.stages)
+
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        """The weight in the model's dtype."""
+        return self.weight if self.scale is None else dequantise(self.weight, self.scale, dtype)
+
+    def _scaled(self, x_TK: Tensor) -> Tensor:
+        from unmask.kernels.float8 import quantise_rows
+
+        assert self.scale is not None
+        narrow, scale_T = quantise_rows(x_TK)
+        out = torch._scaled_mm(  # type: ignore[reportPrivateImportUsage]
+            narrow,
+            self.weight.t(),
+            scale_a=scale_T[:, None],
+            scale_b=self.scale[None],
+            out_dtype=x_TK.dtype,
+            use_fast_accum=True,
+        )
+        return out if self.bias is None else out + self.bias
+
+
+class GatedLinear(FastLinear):
+    """silu(gate) * up of one weight [2I, K], gate above up: [T, I], rounded as in `models.mlp.MLP`."""
+
+    def run(self, way: Way, x_TK: Tensor) -> Tensor:
+        out = FastLinear.run(self, way, x_TK)
+        if way.gated:
+            return out
+        if runs_kernels(out.is_cuda):
+            from unmask.kernels.norm import silu_mul
+
+            return silu_mul(out)
+        gate, up = out.chunk(2, -1)
+        return F.silu(gate) * up
+
+
+def quantise(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight as float8 (e4m3) and one float32 scale per output: weight = float8 * scale, up to rounding.
+
+    The largest weight of an output becomes 448, the largest float8. Outputs of zeros have scale 1.
+    """
+    narrow = torch.empty_like(weight_NK, dtype=FLOAT8)
+    scale_N = weight_NK.new_empty(len(weight_NK), dtype=torch.float32)
+    # By parts: a head in float32 would be gigabytes.
+    for start in range(0, len(weight_NK), 8192):
+        part = weight_NK[start : start + 8192].float()
+        scale = part.abs().amax(1) / LARGEST
+        scale = torch.where(scale > 0, scale, 1.0)
+        scale_N[start : start + 8192] = scale
+        narrow[start : start + 8192] = (part / scale[:, None]).clamp(-LARGEST, LARGEST).to(FLOAT8)
+    return narrow, scale_N
+
+
+def dequantise(narrow_NK: Tensor, scale_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight that `quantise` rounded."""
+    return (narrow_NK.float() * scale_N[:, None]).to(dtype)

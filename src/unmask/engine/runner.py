@@ -1,0 +1,62 @@
+"""Steps as captured CUDA graphs, one for each number of rows, width and way of sampling; plain calls elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from unmask.engine.batch import Batch, Used
+from unmask.engine.step import Parts, step
+
+Key = tuple[int, int, Used]
+
+
+class Runner:
+    """Runs steps of the leading rows of a batch in place.
+
+    Args:
+        graphs: capture each kind of step at its first use and replay it; False calls it every time.
+        prepare: called with rows and width before a kind of step is captured.
+    """
+
+    def __init__(
+        self, parts: Parts, batch: Batch, *, graphs: bool, prepare: Callable[[int, int], object] | None = None
+    ) -> None:
+        self.parts, self.batch, self.graphs, self.prepare = parts, batch, graphs, prepare
+        self.captured: dict[Key, torch.cuda.CUDAGraph] = {}
+        self.pool = torch.cuda.graph_pool_handle() if graphs else None
+
+    def __call__(self, rows: int, width: int, used: Used) -> None:
+        """One step of the rows [0, rows), `width` columns at most."""
+        key = (rows, width, used)
+        if not self.graphs:
+            self._once(*key)
+            return
+        if key not in self.captured:
+            self.captured[key] = self._capture(key)
+        self.captured[key].replay()
+
+    @torch.inference_mode()
+    def _once(self, rows: int, width: int, used: Used) -> None:
+        state = self.batch.view(rows, used)
+        step(self.parts, state, self.batch.status[:rows], self.batch.table[:rows], width)
+
+    @torch.inference_mode()
+    def _capture(self, key: Key) -> torch.cuda.CUDAGraph:
+        if self.prepare is not None:
+            self.prepare(*key[:2])
+        # Kernels are compiled and libraries set up by a step in which nobody is in work, so that it changes nothing.
+        done, status = self.batch.named["done"].clone(), self.batch.status.clone()
+        self.batch.named["done"].fill_(True)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._once(*key)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            self._once(*key)
+        self.batch.named["done"].copy_(done)
+        self.batch.status.copy_(status)
+        return graph

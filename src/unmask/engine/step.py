@@ -1,0 +1,232 @@
+"""One step of a fixed batch: plan, forward, scores and commit as pure tensor functions.
+
+Nothing here reads back to the host and every shape follows from the batch, so that a CUDA graph can hold all of it.
+Rows that are done, or whose forward does not fit into the width of this step, take part as padding and keep their
+state: what a row goes through is what it would go through alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unmask.decoding.evaluate import Scorer, Window, logits_of, scores_of, with_carry
+from unmask.decoding.forward import KINDS, Forward, State
+from unmask.decoding.method import Method
+from unmask.decoding.sampling import Scores, score
+
+if TYPE_CHECKING:
+    from unmask.cache.paged import PagedCache
+    from unmask.models.network import Network
+
+DONE, FAILED, NEED, FINAL = 0, 1, 2, 3
+FLAGS = 4
+"""Columns of the status of a row: two flags, the width of the forward last planned, how many tokens are decided without
+a gap; behind these the forwards by kind."""
+STATUS = FLAGS + len(KINDS)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A forward that fits the step. live: rows that take part [B]; need: columns each row's forward has [B]."""
+
+    forward: Forward
+    live: Tensor
+    need: Tensor
+
+
+def begin(method: Method[Any], state: State, width: int) -> Planned:
+    """What is run in a step of at most `width` columns."""
+    planned = method.plan(state)
+    need = columns(planned)
+    live = ~state.done & (need <= width)
+    return Planned(cut(planned, width, live), live, need)
+
+
+def finish(
+    method: Method[Any], before: State, state: State, run: Planned, scores: Scores, status: Tensor
+) -> tuple[State, Tensor]:
+    """The batch behind a forward and its status.
+
+    Args:
+        before: the state that was planned from; what rows that did not take part keep.
+        state: the same, but for what rules remembered since.
+        status: int32 [B, STATUS], of the step before.
+    """
+    bad = _bad(run.forward, scores)
+    new = _ended(method, method.commit(state, run.forward, scores), bad)
+    new = merge(run.live, replace(new, step=state.step + 1), before)
+    return new, _status(new, status, run, bad)
+
+
+def finish_in_place(
+    method: Method[Any], before: State, state: State, run: Planned, scores: Scores, status: Tensor
+) -> None:
+    """`finish`, written into the tensors of `before` and `status`."""
+    new, counted = finish(method, before, state, run, scores, status)
+    held, found = tensors(before), tensors(new)
+    for name, x in held.items():
+        x.copy_(found[name])
+    status.copy_(counted)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a step is made of; the last four may be replaced by faster functions that do the same."""
+
+    model: Network
+    method: Method[Any]
+    cache: PagedCache
+    scorer: Scorer = score
+    carry: Callable[[Tensor, Forward], Tensor] = with_carry
+    begin: Callable[..., Planned] = begin
+    finish: Callable[..., None] = finish_in_place
+
+    def window(self, table: Tensor) -> Window:
+        """Attention to the pages that `table` [B, T] names; a forward of two views has each row twice."""
+        return lambda layout, seen, store: self.cache.window(
+            table.repeat(len(seen) // len(table), 1), layout, seen, store
+        )
+
+
+def step(parts: Parts, state: State, status: Tensor, table: Tensor, width: int) -> None:
+    """One forward of at most `width` columns; the tensors of `state` and `status` are changed in place.
+
+    Args:
+        state: with all entries of its memory; `Method`s may leave them out only before a first step.
+        status: int32 [B, STATUS].
+        table: int32 [B, T], the physical page of each of a row's pages.
+    """
+    run = parts.begin(parts.method, state, width)
+    parts.finish(parts.method, state, *_scored(parts, state, run, table), status)
+
+
+def example(parts: Parts, state: State, table: Tensor) -> tuple[State, Forward]:
+    """A state after a step from `state`, and the forward of that step: they show what tensors there are."""
+    state, status = prefilled(parts, state, table, parts.method.prefill(state))
+    forward = parts.method.plan(state)
+    run = begin(parts.method, state, forward.tokens.shape[1])
+    return finish(parts.method, state, *_scored(parts, state, run, table), status)[0], forward
+
+
+def prefilled(parts: Parts, state: State, table: Tensor, forward: Forward | None) -> tuple[State, Tensor]:
+    """New rows [B] after the (last part of the) forward over their prompts, and their status [B, STATUS]."""
+    status = torch.zeros(len(state.prompt), STATUS, dtype=torch.int32, device=state.canvas.device)
+    if forward is None:
+        return state, status
+    run = Planned(forward, torch.ones_like(state.done), status[:, NEED])
+    state, _, scores = _scored(parts, state, run, table)
+    bad = _bad(forward, scores)
+    state = _ended(parts.method, parts.method.commit(state, forward, scores), bad)
+    return state, _status(state, status, run, bad)
+
+
+def stored(parts: Parts, table: Tensor, forward: Forward) -> None:
+    """A part of a prefill that only leaves its keys and values."""
+    logits_of(parts.model, parts.window(table), forward)
+
+
+def _scored(parts: Parts, state: State, run: Planned, table: Tensor) -> tuple[State, Planned, Scores]:
+    forward = run.forward
+    if forward.move is not None:
+        parts.cache.move(table, *forward.move)
+    logits = parts.carry(logits_of(parts.model, parts.window(table), forward), forward)
+    state, scores = scores_of(parts.model, parts.method, state, forward, logits, parts.scorer)
+    return state, run, scores
+
+
+def _bad(forward: Forward, scores: Scores) -> Tensor:
+    """Rows with logits that are not finite: bool [B]."""
+    return ((forward.targets >= 0) & ~scores.prob.isfinite()).any(-1)
+
+
+def _ended(method: Method[Any], state: State, bad: Tensor) -> State:
+    done = state.done | bad
+    return replace(state, done=done | ~state.unfinished() | state.settled() if method.early_exit else done)
+
+
+def _status(state: State, old: Tensor, run: Planned, bad: Tensor) -> Tensor:
+    """The status behind a forward, which counts for the rows that had a token in it."""
+    forward, live, device = run.forward, run.live, old.device
+    failed = old[:, FAILED] | (live & bad).int()
+    index = torch.arange(state.open.shape[1], device=device)
+    final = torch.where(state.open, index, state.end[:, None]).amin(-1).clamp(max=state.end) - state.prompt
+    kinds = torch.arange(len(KINDS), device=device)
+    count = (forward.kind[:, None] == kinds) & (live & forward.valid.any(-1))[:, None]
+    flags = torch.stack([state.done.int(), failed, run.need.int(), final.int()], -1)
+    return torch.cat([flags, old[:, FLAGS:] + count.int()], -1)
+
+
+def columns(forward: Forward) -> Tensor:
+    """How many leading columns each row uses, of tokens or of predictions: [B]."""
+
+    def last(used: Tensor) -> Tensor:
+        index = torch.arange(1, used.shape[1] + 1, device=used.device)
+        return torch.where(used, index, 0).amax(-1)
+
+    tokens = last(forward.valid)
+    return torch.maximum(tokens, last(forward.targets >= 0)) if forward.targets.shape[1] else tokens
+
+
+def cut(forward: Forward, width: int, live: Tensor) -> Forward:
+    """The first `width` columns; rows that are not live [B] become padding."""
+    few, keep = slice(0, width), live[:, None]
+
+    def rows(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[:, few]
+
+    move = forward.move
+    return replace(
+        forward,
+        tokens=forward.tokens[:, few],
+        layout=forward.layout.map(lambda x: x[:, few]).with_padding(keep),
+        visible=torch.where(live, forward.visible, 0),
+        store=torch.where(keep, forward.store[:, few], -1),
+        rows=forward.rows[:, few].clamp(max=width - 1),
+        targets=torch.where(keep, forward.targets[:, few], -1),
+        guide=rows(forward.guide),
+        blend=rows(forward.blend),
+        draws=rows(forward.draws),
+        move=None if move is None else (torch.where(keep, move[0], -1), torch.where(keep, move[1], -1)),
+    )
+
+
+def part(forward: Forward, first: int, last: int) -> Forward:
+    """The columns [first, last) of a prefill, those before them being in the cache; logits come with the last ones."""
+    few = slice(first, last)
+    whole = last == forward.tokens.shape[1]
+    return replace(
+        forward,
+        tokens=forward.tokens[:, few],
+        layout=forward.layout.map(lambda x: x[:, few]),
+        visible=forward.visible.clamp(min=first),
+        store=forward.store[:, few],
+        rows=forward.rows - first if whole else forward.rows[:, :0],
+        targets=forward.targets if whole else forward.targets[:, :0],
+    )
+
+
+def merge(live: Tensor, new: State, old: State) -> State:
+    """`new` where a row is live [B], else `old`; entries of the memory that are new come from `new`."""
+    before, after = tensors(old), tensors(new)
+    kept = {
+        name: torch.where(live.view(-1, *[1] * (x.dim() - 1)), x, before[name]) if name in before else x
+        for name, x in after.items()
+    }
+    return with_tensors(new, kept)
+
+
+def tensors(state: State) -> dict[str, Tensor]:
+    """All tensors of a state by name, but those of the sampling settings."""
+    named = {f.name: x for f in fields(state) if isinstance(x := getattr(state, f.name), Tensor)}
+    return named | {f"memory.{name}": x for name, x in state.memory.items()}
+
+
+def with_tensors(state: State, named: dict[str, Tensor]) -> State:
+    """The state with these tensors in the place of its own; see `tensors`."""
+    memory = {name.removeprefix("memory."): x for name, x in named.items() if name.startswith("memory.")}
+    return replace(state, memory=memory, **{n: x for n, x in named.items() if not n.startswith("memory.")})

@@ -1,0 +1,191 @@
+"""Which way each projection is done, measured on the card at hand before any step is captured.
+
+Layers of equal shape are measured together, one after the other inside a CUDA graph, as a forward runs them: so no
+weight is still in the L2 cache when its turn comes again. Afterwards nothing changes any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way
+
+LONGEST = 128  # tokens for which the kernels are tried: beyond, arithmetic rules and the library is made for it
+SCALED_FROM = 65  # tokens from which they may be rounded to float8
+ROTATED = 256 << 20  # bytes of weights between two uses of one, several times the L2 cache
+
+# block_n, block_k, warps, stages for 16-bit weights, by tokens of a program: 8 to 48 KB under way in each program.
+TILES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
+    16: ((16, 256, 4, 6), (32, 256, 4, 4), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4), (128, 128, 8, 4)),
+    32: ((32, 256, 4, 4), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3), (128, 64, 4, 5), (128, 128, 8, 4)),
+    64: ((64, 64, 4, 5), (64, 128, 4, 4), (128, 64, 4, 5), (128, 128, 8, 4), (256, 64, 8, 4)),
+    128: ((64, 64, 4, 4), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 4)),
+}
+VECTORS = ((4, 512, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 8))
+
+
+@dataclass(frozen=True)
+class Card:
+    """What of a GPU bounds the ways."""
+
+    processors: int
+    shared: int
+    """Bytes of shared memory that a program may have."""
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measurement: microseconds per product for each way tried, and the one that is used from now on."""
+
+    outputs: int
+    inputs: int
+    item: int
+    """Bytes of a weight."""
+    tokens: int
+    times: dict[Way, float]
+    best: Way
+
+    def __str__(self) -> str:
+        rate = self.outputs * self.inputs * self.item / self.times[self.best] / 1e6
+        ranked = ", ".join(f"{way} {us:.1f}" for way, us in sorted(self.times.items(), key=lambda item: item[1]))
+        return f"[{self.outputs}, {self.inputs}] x {self.tokens}: {rate:.2f} TB/s of weights; microseconds: {ranked}"
+
+
+def card(device: torch.device) -> Card:
+    """The GPU of this device."""
+    facts = torch.cuda.get_device_properties(device)
+    return Card(facts.multi_processor_count, facts.shared_memory_per_block_optin, (facts.major, facts.minor))
+
+
+def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> list[Way]:
+    """The ways worth measuring; the library is the first."""
+    outputs, inputs = linear.weight.shape
+    if dtype not in (torch.bfloat16, torch.float16):
+        return [LIBRARY]
+    found = [LIBRARY]
+    aligned = outputs % 16 == 0 and inputs % 16 == 0
+    if linear.scale is not None and tokens >= SCALED_FROM and aligned and dtype == torch.bfloat16:
+        found += [Way("scaled")] if card.capability >= (9, 0) else []
+    # Rows must begin at whole 16 bytes, or loads would be narrow.
+    if tokens > LONGEST or inputs % 16:
+        return found
+    gated, eight, tile = isinstance(linear, GatedLinear), linear.weight.dtype == FLOAT8, _tile(tokens)
+    if tokens == 1:
+        wide = ((n, min(1024, 2 * k) if eight else k, warps) for n, k, warps in VECTORS)
+        found += [Way("vector", n, k, warps=warps, gated=gated) for n, k, warps in wide]
+    for n, k, warps, stages in TILES[tile]:
+        # As many bytes under way in every case, while registers last: gated programs have two tiles of weights.
+        if gated and tile <= 32:
+            n = max(16, n // 2)
+        elif eight and tile <= 32:
+            k = min(256, 2 * k)
+        way = Way("thin", n, k, warps=warps, stages=stages, gated=gated)
+        if _shared(way, tile, linear.weight.element_size()) <= card.shared and _sums(way, tile) <= 128:
+            splits = [1] if gated else _splits(outputs, inputs, way, card.processors)
+            found += [replace(way, splits=s) for s in splits]
+    return list(dict.fromkeys(found))
+
+
+def _tile(tokens: int) -> int:
+    """Tokens of a program."""
+    return next(size for size in TILES if tokens <= size)
+
+
+def _shared(way: Way, tile: int, item: int) -> int:
+    """Bytes of shared memory of a program, at most."""
+    return way.stages * way.block_k * (way.block_n * (2 if way.gated else 1) * item + tile * 2)
+
+
+def _sums(way: Way, tile: int) -> int:
+    """Registers of a thread that hold sums, of 255 it has."""
+    return way.block_n * (2 if way.gated else 1) * tile // (32 * way.warps)
+
+
+def _splits(outputs: int, inputs: int, way: Way, processors: int) -> list[int]:
+    """Into how many parts the sum may be cut: as many as give each processor a program, and twice that where it is
+    still few."""
+    tiles, steps = -(-outputs // way.block_n), -(-inputs // way.block_k)
+    least = 1
+    while tiles * least < processors and 2 * least <= min(steps // 2, 32):
+        least *= 2
+    more = tiles * least < 3 * processors and 2 * least <= steps // 2
+    return [least, 2 * least] if more else [least]
+
+
+def tune(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Timing:
+    """Measures the ways for projections of one shape, on a GPU, and sets the fastest for all of them.
+
+    Once per process: every later network with such projections gets the same choice.
+
+    Args:
+        group: the projections of that shape, all with a bias or none.
+        dtype: of the tokens.
+    """
+    first = group[0]
+    weight = first.weight
+    key = (weight.device, type(first), weight.shape, weight.dtype, first.bias is None, tokens, dtype)
+    if key not in _measured:
+        _measured[key] = _measure(group, tokens, dtype)
+    for linear in group:
+        linear.ways[tokens] = _measured[key].best
+    return _measured[key]
+
+
+_measured: dict[object, Timing] = {}
+
+
+def _measure(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Timing:
+    first = group[0]
+    outputs, inputs = first.weight.shape
+    device = first.weight.device
+    x_TK = torch.randn(tokens, inputs, device=device, dtype=dtype)
+    rotation = _rotation(group)
+    times = {
+        way: microseconds([_call(linear, way, x_TK) for linear in rotation])
+        for way in ways(first, tokens, dtype, card(device))
+    }
+    best = min(times, key=lambda way: times[way])
+    return Timing(outputs, inputs, first.weight.element_size(), tokens, times, best)
+
+
+def _call(linear: FastLinear, way: Way, x_TK: Tensor) -> Callable[[], Tensor]:
+    return lambda: linear.run(way, x_TK)
+
+
+def _rotation(group: Sequence[FastLinear]) -> list[FastLinear]:
+    """The group, with copies where its weights would fit into the L2 cache together, though those of a model do
+    not."""
+    weight = group[0].weight
+    size = weight.numel() * weight.element_size()
+    copies = min(-(-ROTATED // size), 64) - len(group)
+    return [*group, *(replace(group[0], weight=weight.clone()) for _ in range(copies))]
+
+
+def microseconds(calls: Iterable[Callable[[], object]]) -> float:
+    """The median time of a call when all are replayed in one CUDA graph, one after the other."""
+    calls = list(calls)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles kernels and sets the libraries up
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    spans = []
+    for _ in range(7):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        spans.append(start.elapsed_time(end) * 1000 / len(calls))
+    return median(spans)

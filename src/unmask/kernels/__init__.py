@@ -1,0 +1,1 @@
+"""Triton kernels, one noun a file: plain functions on tensors. Nothing else imports Triton."""

@@ -1,0 +1,283 @@
+"""Attention over paged keys and values plus the window itself, in Triton.
+
+The queries of all heads that share a K/V head are rows of one tile, so a page is read once for them. Where there are
+few tiles, each is split over the keys (flash decoding) and a second kernel merges the parts. Softmax is online, in
+powers of two, and accumulates in float32.
+
+Shapes: see `layout`; besides S physical slots (pages * page_size), T pages of a row, N = T * page_size its logical
+slots.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from unmask.kernels.tiling import PROCESSORS, Tiling, choose
+from unmask.layout import PAD
+
+_PAD = tl.constexpr(PAD)
+_LOWEST = tl.constexpr(-(2**31))
+_SCAN = tl.constexpr(1024)
+LOG2_E = 1.4426950408889634
+
+
+def attend(
+    q_BWHD: Tensor,
+    k_BWGD: Tensor,
+    v_BWGD: Tensor,
+    keys_SGD: Tensor,
+    values_SGD: Tensor,
+    table_BT: Tensor,
+    page_size: int,
+    seen_B: Tensor,
+    readable_BN: Tensor,
+    order_BW: Tensor,
+    lane_BW: Tensor,
+    segment_BW: Tensor,
+    tiling: Tiling | None = None,
+) -> Tensor:
+    """Mixed values [B, W, H, D]: each query sees the readable ones of its row's first `seen` slots, and the window
+    under the rule of `layout.visible`; nothing seen gives zeros.
+
+    Args:
+        q_BWHD, k_BWGD, v_BWGD: any strides, last dimension contiguous; one dtype, that of the cache.
+        table_BT, seen_B, readable_BN: int32. order, lane, segment: contiguous integers that fit int32.
+        tiling: None: `choose`.
+    """
+    rows, width, heads, size = q_BWHD.shape
+    kv_heads, slots = keys_SGD.shape[1], readable_BN.shape[1]
+    group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(size))
+    device = q_BWHD.device
+    if tiling is None:
+        processors = PROCESSORS
+        if q_BWHD.is_cuda:
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+        tiling = choose(rows, width, heads, kv_heads, size, slots, q_BWHD.element_size(), processors)
+    out_BWHD = torch.empty(rows, width, heads, size, dtype=q_BWHD.dtype, device=device)
+    splits, part, lse = tiling.splits, out_BWHD, out_BWHD
+    if splits > 1:
+        part = torch.empty(rows * width * heads, splits, size, dtype=torch.float32, device=device)
+        lse = torch.empty(rows * width * heads, splits, dtype=torch.float32, device=device)
+    grid = (triton.cdiv(width * group, tiling.block_m), rows * kv_heads, splits)
+    _attend[grid](
+        q_BWHD,
+        k_BWGD,
+        v_BWGD,
+        keys_SGD,
+        values_SGD,
+        part,
+        lse,
+        table_BT,
+        seen_B,
+        readable_BN,
+        order_BW,
+        lane_BW,
+        segment_BW,
+        size**-0.5 * LOG2_E,
+        width,
+        kv_heads,
+        table_BT.shape[1],
+        *q_BWHD.stride()[:3],
+        *k_BWGD.stride()[:3],
+        *v_BWGD.stride()[:3],
+        *keys_SGD.stride()[:2],
+        *values_SGD.stride()[:2],
+        GROUP=group,
+        SIZE=size,
+        PAGE=page_size,
+        SPLIT=splits > 1,
+        SKIP=width > tiling.block_n,
+        BLOCK_M=tiling.block_m,
+        BLOCK_N=tiling.block_n,
+        BLOCK_D=block_d,
+        STAGES=tiling.stages,
+        num_warps=tiling.warps,
+    )
+    if splits > 1:
+        block_s = triton.next_power_of_2(splits)
+        warps = 4 if block_s * block_d > 1024 else 1
+        _merge[(rows * width * heads,)](part, lse, out_BWHD, splits, size, block_s, block_d, num_warps=warps)
+    return out_BWHD
+
+
+@triton.jit(do_not_specialize=["width", "kv_heads", "pages"])
+def _attend(
+    q_ptr: tl.tensor,  # [B, W, H, D]
+    k_ptr: tl.tensor,  # [B, W, G, D]
+    v_ptr: tl.tensor,
+    keys_ptr: tl.tensor,  # [S, G, D]
+    values_ptr: tl.tensor,
+    out_ptr: tl.tensor,  # [B * W * H, splits, D]: the result, or parts of it in float32
+    lse_ptr: tl.tensor,  # [B * W * H, splits]: log2 of the softmax sum of each part
+    table_ptr: tl.tensor,  # [B, T]
+    seen_ptr: tl.tensor,  # [B]
+    readable_ptr: tl.tensor,  # [B, N]
+    order_ptr: tl.tensor,  # [B, W]
+    lane_ptr: tl.tensor,
+    segment_ptr: tl.tensor,
+    scale: tl.tensor,  # to powers of two
+    width: tl.tensor,
+    kv_heads: tl.tensor,
+    pages: tl.tensor,  # T
+    q_b: tl.tensor,
+    q_w: tl.tensor,
+    q_h: tl.tensor,
+    k_b: tl.tensor,
+    k_w: tl.tensor,
+    k_g: tl.tensor,
+    v_b: tl.tensor,
+    v_w: tl.tensor,
+    v_g: tl.tensor,
+    keys_s: tl.tensor,
+    keys_g: tl.tensor,
+    values_s: tl.tensor,
+    values_g: tl.tensor,
+    GROUP: tl.constexpr,  # heads of a K/V head
+    SIZE: tl.constexpr,  # D
+    PAGE: tl.constexpr,
+    SPLIT: tl.constexpr,  # the keys are split
+    SKIP: tl.constexpr,  # look for trailing window keys that no query of the tile sees
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    # Under a causal order the last tiles see the most keys: they start first.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    row = (tl.program_id(1) // kv_heads).to(tl.int64)
+    g = tl.program_id(1) % kv_heads
+    split, splits = tl.program_id(2), tl.num_programs(2)
+
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = m // GROUP
+    head = g * GROUP + m % GROUP
+    real = column < width
+    d = tl.arange(0, BLOCK_D)
+    has_d = (d < SIZE)[None, :]
+    q = tl.load(
+        q_ptr + row * q_b + column[:, None] * q_w + head[:, None] * q_h + d[None, :],
+        mask=real[:, None] & has_d,
+        other=0.0,
+    )
+    at = row * width
+    order_q = tl.load(order_ptr + at + column, mask=real, other=0).to(tl.int32)
+    lane_q = tl.load(lane_ptr + at + column, mask=real, other=0).to(tl.int32)
+    segment_q = tl.load(segment_ptr + at + column, mask=real, other=_PAD).to(tl.int32)
+
+    # Window keys [0, stop) hold all that any query of the tile sees. Padded queries may see less than their due.
+    stop = width
+    if SKIP:
+        latest = tl.max(tl.where(segment_q == _PAD, _LOWEST, order_q), 0)
+        stop = 0
+        for start in range(0, width, _SCAN):
+            w = start + tl.arange(0, _SCAN)
+            order_k = tl.load(order_ptr + at + w, mask=w < width, other=0).to(tl.int32)
+            segment_k = tl.load(segment_ptr + at + w, mask=w < width, other=_PAD).to(tl.int32)
+            wanted = (segment_k != _PAD) & (order_k <= latest)
+            stop = tl.maximum(stop, tl.max(tl.where(wanted, w + 1, 0), 0))
+
+    # Blocks of cached keys, then blocks of the window: each split takes an equal run of what this row really has.
+    seen = tl.load(seen_ptr + row)
+    cached = tl.cdiv(seen, BLOCK_N)
+    blocks = cached + tl.cdiv(stop, BLOCK_N)
+    first = split * blocks // splits
+    last = (split + 1) * blocks // splits
+
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    offset = tl.arange(0, BLOCK_N)
+
+    keys_ptr += g.to(tl.int64) * keys_g
+    values_ptr += g.to(tl.int64) * values_g
+    # A page must be known before its keys are fetched: the pipeline needs twice the stages for the same depth.
+    for block in tl.range(first, tl.minimum(last, cached), num_stages=2 * STAGES - 1):
+        n = block * BLOCK_N + offset
+        inside = n < seen
+        if PAGE % BLOCK_N == 0:
+            page = tl.load(table_ptr + row * pages + block * BLOCK_N // PAGE).to(tl.int64)
+            slot = page * PAGE + block * BLOCK_N % PAGE + offset
+        else:
+            page = tl.load(table_ptr + row * pages + n // PAGE, mask=inside, other=0).to(tl.int64)
+            slot = page * PAGE + n % PAGE
+        keep = tl.load(readable_ptr + row * pages * PAGE + n, mask=inside, other=0) != 0
+        mask = inside[:, None] & has_d
+        k = tl.load(keys_ptr + slot[:, None] * keys_s + d[None, :], mask=mask, other=0.0)
+        v = tl.load(values_ptr + slot[:, None] * values_s + d[None, :], mask=mask, other=0.0)
+        best, total, acc = _absorb(q, k, v, keep[None, :], scale, best, total, acc)
+
+    k_ptr += row * k_b + g * k_g
+    v_ptr += row * v_b + g * v_g
+    for block in tl.range(tl.maximum(first - cached, 0), last - cached, num_stages=STAGES):
+        w = block * BLOCK_N + offset
+        inside = w < width
+        order_k = tl.load(order_ptr + at + w, mask=inside, other=0).to(tl.int32)
+        lane_k = tl.load(lane_ptr + at + w, mask=inside, other=0).to(tl.int32)
+        segment_k = tl.load(segment_ptr + at + w, mask=inside, other=_PAD).to(tl.int32)
+        keep = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
+        keep = keep & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None])) & inside[None, :]
+        mask = inside[:, None] & has_d
+        k = tl.load(k_ptr + w[:, None] * k_w + d[None, :], mask=mask, other=0.0)
+        v = tl.load(v_ptr + w[:, None] * v_w + d[None, :], mask=mask, other=0.0)
+        best, total, acc = _absorb(q, k, v, keep, scale, best, total, acc)
+
+    heads = kv_heads * GROUP
+    index = ((at + column) * heads + head) * splits + split
+    acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+    out = out_ptr + index[:, None] * SIZE + d[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=real[:, None] & has_d)
+    if SPLIT:
+        lse = tl.where(total == 0, float("-inf"), best + tl.log2(tl.where(total == 0, 1.0, total)))
+        tl.store(lse_ptr + index, lse, mask=real)
+
+
+@triton.jit
+def _absorb(
+    q: tl.tensor,  # [BLOCK_M, BLOCK_D]
+    k: tl.tensor,  # [BLOCK_N, BLOCK_D]
+    v: tl.tensor,
+    keep: tl.tensor,  # broadcasts to [BLOCK_M, BLOCK_N]
+    scale: tl.tensor,
+    best: tl.tensor,  # [BLOCK_M]
+    total: tl.tensor,
+    acc: tl.tensor,  # [BLOCK_M, BLOCK_D]
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """One step of the online softmax: highest score, sum of weights and weighted values with these keys taken in."""
+    score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    score = tl.where(keep, score, float("-inf"))
+    higher = tl.maximum(best, tl.max(score, 1))
+    # A query that has seen nothing yet keeps weights of 0, not exp2(-inf + inf).
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    weight = tl.exp2(score - base[:, None])
+    shrink = tl.exp2(best - base)
+    total = total * shrink + tl.sum(weight, 1)
+    acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return higher, total, acc
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _merge(
+    part_ptr: tl.tensor,  # [B * W * H, splits, D]
+    lse_ptr: tl.tensor,  # [B * W * H, splits]
+    out_ptr: tl.tensor,  # [B * W * H, D]
+    splits: tl.tensor,
+    SIZE: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """The parts of one query weighted by their softmax sums; a part that saw nothing has weight 0."""
+    index = tl.program_id(0).to(tl.int64)
+    s = tl.arange(0, BLOCK_S)
+    d = tl.arange(0, BLOCK_D)
+    lse = tl.load(lse_ptr + index * splits + s, mask=s < splits, other=float("-inf"))
+    best = tl.max(lse, 0)
+    weight = tl.exp2(lse - tl.where(best == float("-inf"), 0.0, best))
+    total = tl.sum(weight, 0)
+    weight = weight / tl.where(total == 0, 1.0, total)
+    mask = (s < splits)[:, None] & (d < SIZE)[None, :]
+    part = tl.load(part_ptr + (index * splits + s)[:, None] * SIZE + d[None, :], mask=mask, other=0.0)
+    out = tl.sum(part * weight[:, None], 0)
+    tl.store(out_ptr + index * SIZE + d, out.to(out_ptr.dtype.element_ty), mask=d < SIZE)

@@ -1,0 +1,100 @@
+"""Residual sum with RMSNorm, and SiLU times up, one pass each, in Triton.
+
+Both round where the eager network rounds (`models.transformer.RMSNorm`, `models.mlp.MLP`), so that a bfloat16 engine
+stays next to the eager text.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def add_norm(x_TC: Tensor, update_TC: Tensor | None, weight_C: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual stream after an update, and its RMSNorm: both [T, C].
+
+    Args:
+        x_TC: the residual stream, contiguous; not written to.
+        update_TC: what a layer adds to it, contiguous. None: nothing is added and `x_TC` itself is returned.
+        weight_C: of the norm.
+        eps: added to the mean square.
+    """
+    assert x_TC.is_contiguous() and (update_TC is None or update_TC.is_contiguous())
+    tokens, size = x_TC.shape
+    total = x_TC if update_TC is None else torch.empty_like(x_TC)
+    normed = torch.empty_like(x_TC)
+    block = triton.next_power_of_2(size)
+    _add_norm[(tokens,)](
+        x_TC,
+        x_TC if update_TC is None else update_TC,
+        weight_C,
+        total,
+        normed,
+        size,
+        eps,
+        ADD=update_TC is not None,
+        BLOCK=block,
+        # Two loads of 16 bytes a thread at C = 3584: with few rows latency is all there is.
+        num_warps=max(1, min(16, block // 512)),
+    )
+    return total, normed
+
+
+@triton.jit
+def _add_norm(
+    x_ptr: tl.tensor,  # [T, C]
+    update_ptr: tl.tensor,
+    weight_ptr: tl.tensor,  # [C]
+    total_ptr: tl.tensor,  # [T, C]
+    normed_ptr: tl.tensor,
+    size: tl.tensor,
+    eps: tl.tensor,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    c = tl.arange(0, BLOCK)
+    inside = c < size
+    at = tl.program_id(0).to(tl.int64) * size + c
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    weight = tl.load(weight_ptr + c, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        update = tl.load(update_ptr + at, mask=inside, other=0.0)
+        x = (x.to(tl.float32) + update.to(tl.float32)).to(dtype)
+        tl.store(total_ptr + at, x, mask=inside)
+    wide = x.to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / size + eps)
+    normal = (wide * scale).to(dtype).to(tl.float32)
+    tl.store(normed_ptr + at, (normal * weight).to(dtype), mask=inside)
+
+
+def silu_mul(gate_up_TX: Tensor) -> Tensor:
+    """silu(gate) * up of the joint projection [T, 2I], gate first, contiguous: [T, I]."""
+    assert gate_up_TX.is_contiguous()
+    tokens, inner = gate_up_TX.shape[0], gate_up_TX.shape[1] // 2
+    out = gate_up_TX.new_empty(tokens, inner)
+    block = min(1024, triton.next_power_of_2(inner))
+    # Rows along the first axis of the grid: the second ends at 65535.
+    _silu_mul[(tokens, triton.cdiv(inner, block))](gate_up_TX, out, inner, BLOCK=block, num_warps=4)
+    return out
+
+
+@triton.jit
+def silu(x: tl.tensor) -> tl.tensor:
+    """x * sigmoid(x) in float32."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _silu_mul(gate_up_ptr: tl.tensor, out_ptr: tl.tensor, inner: tl.tensor, BLOCK: tl.constexpr) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < inner
+    row_ptr = gate_up_ptr + token * inner * 2
+    gate = tl.load(row_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(row_ptr + inner + i, mask=inside, other=0.0).to(tl.float32)
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    active = silu(gate).to(dtype).to(tl.float32)
+    tl.store(out_ptr + token * inner + i, (active * up).to(dtype), mask=inside)

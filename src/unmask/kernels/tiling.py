@@ -1,0 +1,56 @@
+"""How attention is cut into tiles, by shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+
+MAX_SPLITS = 32
+PROCESSORS = 132  # of an H100 or H200
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the work is cut: query rows and keys of a tile, parts the keys are split into, warps, pipeline stages."""
+
+    block_m: int
+    block_n: int
+    splits: int
+    warps: int
+    stages: int
+
+
+def choose(
+    rows: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    slots: int,
+    item_size: int,
+    processors: int = PROCESSORS,
+) -> Tiling:
+    """The tiling for a shape: from what is the same at every replay of a captured graph, never from lengths.
+
+    Args:
+        rows, width, heads, kv_heads, head_dim: B, W, H, G, D.
+        slots: N, the most that a row could read.
+        item_size: bytes of an element; 4 means float32, which has no tensor cores and whose tiles must be small.
+        processors: of the GPU; tiles are split until each has one.
+    """
+    queries = width * heads // kv_heads
+    few = rows * kv_heads * triton.cdiv(queries, 128) < processors
+    if item_size > 2:
+        block_m, block_n, warps, stages = 16, 16, 4, 2
+    elif queries <= 32:
+        block_m, block_n, warps, stages = (16 if queries <= 16 else 32), 64, 4, 3
+    elif queries <= 64 or few:
+        block_m, block_n, warps, stages = 64, 64, 4, 3
+    else:
+        block_m, block_n, warps, stages = 128, 64, 8, 3
+    if head_dim > 128:
+        block_n = max(16, block_n // 2)
+    tiles = rows * kv_heads * triton.cdiv(queries, block_m)
+    blocks = triton.cdiv(slots, block_n) + triton.cdiv(width, block_n)
+    return Tiling(block_m, block_n, max(1, min(processors // tiles, blocks, MAX_SPLITS)), warps, stages)

@@ -1,0 +1,133 @@
+"""Projections: float8 weights, the ways that may be tried, and that a choice is kept."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way, dequantise, quantise, runs_kernels
+from unmask.engine.tuning import TILES, Card, microseconds, tune, ways
+
+H100 = Card(132, 232448, (9, 0))
+CONSUMER = Card(128, 101376, (8, 9))
+
+
+def weight(outputs, inputs, seed=0, dtype=torch.float32):
+    return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_rounding_to_float8_is_within_a_sixteenth_and_keeps_the_largest():
+    w = weight(50, 64) * torch.logspace(-6, 3, 50)[:, None]
+    narrow, scale = quantise(w)
+    assert narrow.dtype == FLOAT8 and scale.dtype == torch.float32
+    back = dequantise(narrow, scale, torch.float32)
+    largest = w.abs().amax(1, keepdim=True)
+    # Half a step of three bits of mantissa; below 2^-6 of the format steps are of one size.
+    assert bool(((back - w).abs() <= w.abs() / 16 + largest / 448 * 2**-10 * 1.001).all())
+    place = w.abs().argmax(1, keepdim=True)
+    torch.testing.assert_close(back.gather(1, place), w.gather(1, place))
+
+
+def test_outputs_of_zeros_stay_zero_and_parts_agree_with_the_whole():
+    w = weight(3 * 8192 // 2, 2)
+    w[7] = 0
+    narrow, scale = quantise(w)
+    assert scale[7] == 1 and not dequantise(narrow, scale, torch.float32)[7].any()
+    for rows in (slice(0, 10), slice(8190, 8200)):
+        part, part_scale = quantise(w[rows])
+        assert torch.equal(part.float(), narrow[rows].float()) and torch.equal(part_scale, scale[rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_an_unmeasured_projection_is_the_librarys(tokens, dtype):
+    x, w, bias = weight(tokens, 24, 1, dtype), weight(20, 24, 2, dtype), weight(1, 20, 3, dtype)[0]
+    assert torch.equal(FastLinear(w, bias)(x), F.linear(x, w, bias))
+    narrow, scale = quantise(w)
+    assert torch.equal(FastLinear(narrow, bias, scale)(x), F.linear(x, dequantise(narrow, scale, dtype), bias))
+
+
+@pytest.mark.skipif(runs_kernels(False), reason="the kernel rounds bfloat16 otherwise in Triton's interpreter")
+def test_a_gated_projection_rounds_as_the_eager_mlp():
+    x, w = weight(5, 24, 1, torch.bfloat16), weight(40, 24, 2, torch.bfloat16)
+    gate, up = F.linear(x, w).chunk(2, -1)
+    assert torch.equal(GatedLinear(w)(x), F.silu(gate) * up)
+
+
+def kinds(linear, tokens, dtype=torch.bfloat16, card=H100):
+    return [way.kind for way in ways(linear, tokens, dtype, card)]
+
+
+def eight(outputs, inputs, kind=FastLinear):
+    narrow, scale = quantise(weight(outputs, inputs))
+    return kind(narrow, None, scale)
+
+
+def test_float32_and_many_tokens_are_left_to_the_library():
+    linear = FastLinear(weight(3584, 64, dtype=torch.bfloat16))
+    assert ways(linear, 4, torch.float32, H100) == ways(linear, 129, torch.bfloat16, H100) == [LIBRARY]
+    assert ways(FastLinear(weight(64, 36)), 4, torch.bfloat16, H100) == [LIBRARY]  # rows of odd places in memory
+
+
+def test_one_token_is_tried_without_matrix_units_and_the_library_is_always_tried():
+    linear = FastLinear(weight(4608, 128, dtype=torch.bfloat16))
+    assert set(kinds(linear, 1)) == {"library", "vector", "thin"}
+    assert set(kinds(linear, 2)) == {"library", "thin"}
+    assert kinds(linear, 2)[0] == "library" and len(set(ways(linear, 1, torch.bfloat16, H100))) == len(kinds(linear, 1))
+
+
+def test_tokens_are_rounded_to_float8_only_where_they_are_many_and_the_card_can():
+    linear = eight(64, 64)
+    assert "scaled" in kinds(linear, 65) and "scaled" in kinds(linear, 4096)
+    assert "scaled" not in kinds(linear, 64) + kinds(linear, 65, card=CONSUMER) + kinds(linear, 65, torch.float16)
+    assert "scaled" not in kinds(eight(40, 64), 65) + kinds(FastLinear(weight(64, 64)), 65)
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 64, 128])
+@pytest.mark.parametrize("card", [H100, CONSUMER])
+@pytest.mark.parametrize("narrow", [True, False])
+def test_tiles_fit_into_the_shared_memory_of_the_card(tokens, card, narrow):
+    linear = eight(3584, 512) if narrow else FastLinear(weight(3584, 512, dtype=torch.bfloat16))
+    tile = next(size for size in TILES if tokens <= size)
+    thin = [way for way in ways(linear, tokens, torch.bfloat16, card) if way.kind == "thin"]
+    assert thin
+    for way in thin:
+        size = way.block_n * linear.weight.element_size() + tile * 2
+        assert way.stages * way.block_k * size <= card.shared
+
+
+def test_a_sum_is_cut_until_each_processor_has_a_program_and_a_gated_one_never():
+    linear = FastLinear(weight(512, 4096, dtype=torch.bfloat16))
+    for way in ways(linear, 8, torch.bfloat16, H100):
+        if way.kind == "thin":
+            programs, steps = 512 // way.block_n * way.splits, 4096 // way.block_k
+            assert 132 <= programs <= 6 * 132 or (programs < 132 and 2 * way.splits > steps // 2)
+            assert 2 * way.splits <= steps
+    gated = ways(GatedLinear(linear.weight), 1, torch.bfloat16, H100)
+    assert {way.splits for way in gated} == {1} and all(way.gated for way in gated if way.kind != "library")
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_the_fastest_way_is_kept_for_the_whole_group():
+    group = [FastLinear(weight(512, 1024, seed, torch.bfloat16).cuda()) for seed in range(3)]
+    timing = tune(group, 4, torch.bfloat16)
+    assert timing.times[timing.best] == min(timing.times.values()) and all(us > 0 for us in timing.times.values())
+    assert [linear.ways for linear in group] == [{4: timing.best}] * 3
+    again = FastLinear(weight(512, 1024, 5, torch.bfloat16).cuda())
+    assert tune([again], 4, torch.bfloat16) is timing and again.ways == {4: timing.best}
+    x = weight(4, 1024, 9, torch.bfloat16).cuda()
+    first = group[1](x)
+    torch.testing.assert_close(first, F.linear(x, group[1].weight), rtol=2e-2, atol=1e-1)
+    assert all(torch.equal(group[1](x), first) for _ in range(3))
+
+
+@pytest.mark.gpu
+def test_time_grows_with_the_work():
+    x = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    short, long = (microseconds([lambda n=n: [x @ x for _ in range(n)]]) for n in (1, 8))
+    assert 4 < long / short < 16
+
+
+def test_ways_have_short_names():
+    assert str(LIBRARY) == "library"
+    assert str(Way("vector", 8, 512, gated=True)) == "vector 8x512 w4 gated"
