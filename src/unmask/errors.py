@@ -8,6 +8,10 @@ class UnmaskError(ValueError):
     """A mistake in what the user gave. The command line prints the message and exits with code 2."""
 
 
+class UnmaskWarning(UserWarning):
+    """What a user has to know, though the run goes on. One line; the command line prints it to stderr."""
+
+
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> UnmaskError:
     """The error for a name that does not exist, with the nearest existing one.
 

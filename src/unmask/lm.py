@@ -22,7 +22,7 @@ from unmask.decoding.counters import Counters
 from unmask.decoding.forward import Facts
 from unmask.decoding.loop import Row, TraceStep, decode
 from unmask.decoding.sampling import Draw
-from unmask.errors import UnmaskError
+from unmask.errors import UnmaskError, UnmaskWarning
 from unmask.likelihood import Likelihood, Masks, greedy_answer, loglikelihood
 from unmask.models.checkpoint import Checkpoint, load_model
 from unmask.models.families import Family
@@ -78,6 +78,7 @@ class LM:
         self.family = checkpoint.family
         self.tokenizer = tokenizer
         self._engine: Engine | None = None
+        self._made: dict[str, Any] = {}
         self._told: set[str] = set()
 
     @property
@@ -98,7 +99,7 @@ class LM:
         raw: bool = False,
         streamer: Streamer | Sequence[Streamer] | None = None,
         trace: bool = False,
-        engine: bool = False,
+        engine: bool | Mapping[str, Any] = False,
         **options: Any,
     ) -> Any:
         """Decodes one prompt or a batch.
@@ -111,8 +112,8 @@ class LM:
             raw: take strings as they are; otherwise a tokenizer with a chat template wraps them as a user's message.
             streamer: a transformers streamer, or one per prompt of a batch.
             trace: record every forward.
-            engine: decode in the GPU engine, which is kept for the next call of the same kind; where there is no GPU
-                for it, a warning says so once and the eager loop decodes.
+            engine: decode in the GPU engine, which is kept for the next call of the same kind; arguments of `Engine` may
+                be given ({"rows": 128}). Where there is no GPU for it, a warning says so once and the eager loop decodes.
             options: the method's, under our names or the official ones.
 
         Returns:
@@ -128,10 +129,11 @@ class LM:
                 raise UnmaskError(f"{key!r} and 'max_new_tokens' are the same option; give one of them")
             max_new_tokens = options.pop(key)
         new_tokens, chosen = self._room(ids, max_new_tokens, build(method or self.default_method, options))
-        if engine and self._has_engine(trace):
+        if engine is not False and self._has_engine(trace):
             settings = self._settings(len(ids), temperature, top_p, top_k, seed)
             streamers = None if streamer is None else _per_row(streamer, len(ids), single)
-            results = self._by_engine(chosen, ids, new_tokens, settings, streamers)
+            made = {} if engine is True else dict(engine)
+            results = self._by_engine(chosen, ids, new_tokens, settings, streamers, made)
             return results[0] if single else results
         observe = None if streamer is None else Feeder(_per_row(streamer, len(ids), single), ids)
         draw = self._draw(len(ids), temperature, top_p, top_k, seed)
@@ -287,7 +289,7 @@ class LM:
         why = "traces are made by the eager loop alone" if trace else missing(self.model.device)
         if why and why not in self._told:
             self._told.add(why)
-            warnings.warn(f"no engine: {why}; the eager loop decodes instead", stacklevel=3)
+            warnings.warn(f"no engine: {why}; the eager loop decodes instead", UnmaskWarning, stacklevel=3)
         return not why
 
     def _by_engine(
@@ -297,18 +299,21 @@ class LM:
         new_tokens: int,
         settings: dict[str, list[Any]],
         streamers: list[Streamer] | None,
+        made: dict[str, Any],
     ) -> list[Generation]:
         from unmask.engine.engine import Engine
 
         longest = max(map(len, prompts))
         engine = self._engine
-        if engine is None or not engine.suits(method, longest, new_tokens):
-            room = method.limit(0, new_tokens)
-            longest = min(max(64, 1 << (longest - 1).bit_length()), self.model.config.max_positions - room)
+        if engine is None or made != self._made or not engine.suits(method, longest, new_tokens):
+            # A power of two, so that the next call of a little longer prompts finds it large enough.
+            room = 1 << max(6, (longest - 1).bit_length())
+            while room > longest and method.limit(room, new_tokens) > self.model.config.max_positions:
+                room -= 1
             self._engine = None  # its memory is free before the next one is made
-            engine = self._engine = Engine(
-                self, method, max_prompt=max(longest, max(map(len, prompts))), max_new_tokens=new_tokens
-            )
+            sizes: dict[str, Any] = {"max_prompt": room, "max_new_tokens": new_tokens}
+            engine = self._engine = Engine(self, method, **(sizes | made))
+            self._made = made
         begun = time.perf_counter()
         requests = []
         for i, prompt in enumerate(prompts):
@@ -319,8 +324,8 @@ class LM:
         for request in requests:
             if request.error is not None:
                 raise UnmaskError(request.error)
-        rows = [Row(r.canvas, r.open, r.counters or Counters()) for r in requests]
-        return [self._result(p, r, new_tokens, seconds, method) for p, r in zip(prompts, rows)]
+        found = [Row(r.canvas, r.open, r.counters or Counters()) for r in requests]
+        return [self._result(p, r, new_tokens, seconds, method) for p, r in zip(prompts, found)]
 
     def _result(self, prompt: list[int], row: Row, new_tokens: int, seconds: float, method: Method[Any]) -> Generation:
         ids = row.canvas[:new_tokens]

@@ -113,7 +113,7 @@ def error(case: Case, out: Tensor) -> float:
 
 def run(case: Case, tiling: Tiling | None = None) -> Tensor:
     v, layout = case.view, case.view.layout
-    shared = (v.table_BT, v.page_size, v.seen_B, v.readable_BN, layout.order, layout.lane, layout.segment)
+    shared = (v.table_BT, v.page_size, v.clear_B, v.seen_B, v.readable_BN, layout.order, layout.lane, layout.segment)
     return attend(*case.arguments[:-1], *shared, tiling)
 
 

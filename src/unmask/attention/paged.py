@@ -29,15 +29,17 @@ class PagedView:
         table_BT: int32, the physical page of each logical page of each row.
         page_size: slots of a page.
         seen_B: int32, the leading logical slots each row reads.
+        clear_B: int32, how many of these come before the first one that is hidden.
         readable_BN: int32, 1 where a slot is among those and the window does not overwrite it. (Not bytes: Triton's
             pipeline does not fetch loads that narrow ahead.)
         store_BW: int64, the physical slot each token's key and value go to, -1 for none.
-        layout: [B, W], contiguous.
+        layout: [B, W], int32, contiguous.
     """
 
     table_BT: Tensor
     page_size: int
     seen_B: Tensor
+    clear_B: Tensor
     readable_BN: Tensor
     store_BW: Tensor
     layout: Layout
@@ -61,9 +63,10 @@ def view(table_BT: Tensor, page_size: int, layout: Layout, visible_B: Tensor, st
         table_BT=table_BT.int().contiguous(),
         page_size=page_size,
         seen_B=seen_B.int(),
+        clear_B=torch.where(readable_BN, slots, index).amin(-1).int(),
         readable_BN=readable_BN.int(),
         store_BW=torch.where(kept, physical(table_BT, page_size, store_BW), -1),
-        layout=layout.map(lambda x: x.contiguous()),
+        layout=layout.map(lambda x: x.int().contiguous()),
     )
 
 
@@ -97,6 +100,7 @@ def paged_attention(
         values_SGD,
         view.table_BT,
         view.page_size,
+        view.clear_B,
         view.seen_B,
         view.readable_BN,
         view.layout.order,

@@ -3,7 +3,7 @@
     unmask bench memory fast-dllm-v2-7b --methods autoregressive,fast_dllm_v2 --batch 32
 
 An engine of that many rows is filled with prompts of the longest length and makes some steps: once so that every kind
-of step they need exists, then once more, measured. In bytes:
+of step they need exists, and on a GPU once more, measured. In bytes:
 
     weights   all tensors of the model, shared ones once
     K/V       all pages; `per_row` are those of a row of the longest length, the spare page is nobody's
@@ -47,6 +47,7 @@ MEASURED = {
     "pages": record,
     "state": count(MOST),
     "graphs": optional(count(MOST)),
+    "captured": count(MOST),
     "other": optional(count(MOST)),
     "outside": optional(count(MOST)),
     "peak_allocated": optional(count(MOST)),
@@ -55,7 +56,7 @@ MEASURED = {
     "device": optional(count(MOST)),
     "rows_fit": optional(count(MOST)),
 }
-"""Fields of an entry that was measured, in bytes but for `rows_fit`."""
+"""Fields of an entry that was measured, in bytes but for `rows_fit` and `captured`, the number of graphs."""
 PAGES = {name: count(MOST) for name in ("bytes", "pages", "page_size", "per_page", "per_row")}
 """Fields of `pages`, in bytes but for the number of pages and the slots of each."""
 
@@ -88,9 +89,10 @@ def _measured(
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(engine.device)
-    work(engine, lm, batch, prompt)
+        work(engine, lm, batch, prompt)
     pages, state = _pages(engine), _bytes([*engine.batch.named.values(), engine.batch.status, engine.batch.table])
     found: dict[str, Any] = {"weights": weights(engine), "pages": pages, "state": state}
+    found["captured"] = len(engine.runner.captured)
     found |= _on_gpu(engine, found["weights"] + pages["bytes"] + state) if cuda else _unknown()
     shared = (state + (found["graphs"] or 0)) // batch
     per_row = pages["per_row"] + shared
@@ -147,8 +149,9 @@ def _pages(engine: Engine) -> dict[str, int]:
 
 def _on_gpu(engine: Engine, known: int) -> dict[str, int | None]:
     """What PyTorch and the device say. known: bytes accounted for otherwise."""
-    segments = torch.cuda.memory_snapshot()
-    graphs = sum(s["total_size"] for s in segments if s.get("segment_pool_id") == engine.runner.pool)
+    pool = engine.runner.pool
+    segments = [] if pool is None else torch.cuda.memory_snapshot()
+    graphs = sum(s["total_size"] for s in segments if s.get("segment_pool_id") == pool)
     free, device = torch.cuda.mem_get_info(engine.device)
     reserved = torch.cuda.max_memory_reserved(engine.device)
     return {

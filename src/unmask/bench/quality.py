@@ -49,6 +49,7 @@ def quality(
     count: int = 500,
     seed: int = 0,
     batch: int = 1,
+    engine: dict[str, Any] | None = None,
     max_new_tokens: int = 256,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
@@ -56,14 +57,19 @@ def quality(
 
     Args:
         batch: problems decoded together.
+        engine: decode in the GPU engine made with these arguments, all problems in one queue with `batch` of them at a
+            time; None: in the eager loop.
         progress: called with the number of problems done.
     """
     bench = get_task(task)
     problems = list(bench.generate(split, count, seed=seed))  # type: ignore[arg-type]
-    for contender in contenders:  # the first calls of a process are slow
-        _answer(contender, [problems[0].question], max_new_tokens)
-    for start in range(0, count, batch):
-        group = problems[start : start + batch]
+    for contender in contenders:  # the first calls of a process are slow, in the engine those of each kind of step
+        contender.options |= {} if engine is None else {"engine": engine | {"rows": batch}}
+        first = problems[:1] if engine is None else problems
+        _answer(contender, [p.question for p in first], max_new_tokens)
+    size = batch if engine is None else count
+    for start in range(0, count, size):
+        group = problems[start : start + size]
         for contender in contenders:
             results = _answer(contender, [p.question for p in group], max_new_tokens)
             for problem, result in zip(group, results):
@@ -71,7 +77,7 @@ def quality(
                 contender.answers.append(_record(bench, problem, result))
             # A batch shares its wall-clock time: count it once.
             contender.counters.seconds -= results[0].counters.seconds * (len(results) - 1)
-        progress(min(start + batch, count))
+        progress(min(start + size, count))
     return [c.summary() for c in contenders]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """The commit of the source tree, with "+changes" where it is not clean; "unknown" outside a checkout."""
+    """The commit of the source tree, with "+changes" where it is not clean; outside a checkout what UNMASK_COMMIT says,
+    or "unknown"."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
@@ -60,5 +62,5 @@ def _commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("UNMASK_COMMIT", "unknown")
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -9,16 +9,17 @@ window and its own obligations allow; what it is behind it makes up for in the n
 tokens count like all others, so the run as a whole has the tokens per forward asked for. Each row keeps to it by
 itself, so rows of equal length end together.
 
-Which: open positions of the window drawn at random, by a hash of the row's seed, forward and position, so that the
-weights, the batch and the precision change nothing. For a method that works on one span at a time they do not matter.
-Where several blocks are in flight (D2F), a block gets `DECAY` times as many tokens as the one before it, however many
-of its positions are open, and the leading one what it is owed. So about 0.45 of the tokens fall into the leading block,
-as D2F's own control has it: with one block at a time it is 1.7 to 3.0 times slower, 2.6 on average (arXiv 2508.09192,
-eight pairs of model and task). At 3.1 tokens a forward 3.4 blocks are in a forward then, of 4 that may be.
+Which: where several blocks are in flight (D2F) each gets as many tokens on average, however many of its positions are
+open, and the leading one what it is owed besides. So at 3.1 tokens a forward about 0.4 of them fall into the leading
+block, and 4.4 blocks are in a forward (3.4 where at most 4 may be in work). D2F's own control agrees: with one block at
+a time it is 1.7 to 3.0 times slower, 2.6 on average (arXiv 2508.09192, eight pairs of model and task), and 1 / 2.6 is
+0.38. Within a block positions are decided from left to right. The draw between blocks is a hash of the row's seed,
+forward and position, so that weights, batch and precision change nothing of a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
@@ -36,11 +37,9 @@ from unmask.models.config import ModelConfig
 from unmask.models.families import Family
 from unmask.models.transformer import Transformer
 
-DECAY = 0.8
-DEEPEST = 15  # blocks in flight that are told apart
 SURE = 2.0  # above every threshold on a probability
 SALT = 0x5E1EC7
-CLOSE = 0.03  # what a run may be off
+CLOSE = 0.02  # what the forwards of a run may be off, or one forward
 
 
 def replaying(method: Method[Any], tpf: float) -> Method[Any]:
@@ -80,26 +79,30 @@ def told(state: State, forward: Forward, scores: Scores, tpf: float, size: int) 
     index = torch.arange(state.open.shape[1], device=state.open.device)
     inside = (index >= state.prompt[:, None]) & (index < state.end[:, None])
     due = ((state.step + 1) * tpf + 1e-6).floor().long() - (~state.open & inside).sum(-1)
-    key = _order(state, forward.targets, size)
-    ahead = (key[:, None, :] > key[:, :, None]).sum(-1)  # a count instead of a sort: small and easily compiled
-    chosen = (ahead < due[:, None]) & key.isfinite()
+    chosen = _drawn(state, forward.targets, size, due)
     sure = torch.where(chosen, SURE, 0.0).to(scores.prob.dtype)
-    return replace(scores, prob=sure, score=key.to(scores.score.dtype))
+    return replace(scores, prob=sure, score=-forward.targets.to(scores.score.dtype))
 
 
-def _order(state: State, targets: Tensor, size: int) -> Tensor:
-    """How early each position of the window is drawn [B, R], the highest first, -inf where nothing is open.
+def _drawn(state: State, targets: Tensor, size: int, due: Tensor) -> Tensor:
+    """Which open positions of the window are decided: bool [B, R], `due` [B] of each row as far as there are as many.
 
-    Drawing without replacement by weights: the exponent of a uniform number is one over the weight.
+    Pairs of columns are compared where one would sort: there are few, and a captured step has a kernel less.
     """
     is_open = state.open_at(targets)
     block = (targets - state.prompt[:, None]).clamp(min=0) // size
-    lead = torch.where(is_open, block, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
-    depth = torch.where(is_open, block - lead, 0).clamp(max=DEEPEST)
-    here = (depth[:, None, :] == torch.arange(DEEPEST + 1, device=targets.device)[:, None]) & is_open[:, None, :]
-    left = here.sum(-1).gather(1, depth).clamp(min=1)
-    drawn = uniform(state.draw.seed, state.step, targets, SALT).log() * left / DECAY**depth
-    return torch.where(is_open, drawn, -torch.inf)
+    same = _pairs(block, torch.eq) & is_open[:, None, :]  # for each column, the open ones of its block
+    # Drawing without replacement: a weight divides the logarithm of a uniform number. All of a block weigh 1 together.
+    lots = uniform(state.draw.seed, state.step, targets, SALT).log() * same.sum(-1)
+    ahead = _pairs(torch.where(is_open, lots, -torch.inf), torch.lt).sum(-1)
+    drawn = is_open & (ahead < due[:, None])
+    share = (same & drawn[:, None, :]).sum(-1)
+    return is_open & ((same & _pairs(targets, torch.gt)).sum(-1) < share)
+
+
+def _pairs(x: Tensor, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """compare(x of a column, x of another) for all pairs: [B, R, R]."""
+    return compare(x[:, :, None], x[:, None, :])
 
 
 def attained(method: Method[Any], family: Family, prompt: int, new_tokens: int, seed: int = 0) -> float:
@@ -125,9 +128,10 @@ def replayed(method: Method[Any], tpf: float, family: Family, prompt: int, new_t
     """
     made = replaying(method.bind(family, new_tokens), tpf)
     found = attained(made, family, prompt, new_tokens)
-    if abs(found / tpf - 1) > CLOSE:
+    forwards = new_tokens / tpf
+    if abs(new_tokens / found - forwards) > max(1.0, CLOSE * forwards):
         raise UnmaskError(
-            f"{method.name}: {tpf:g} tokens a forward cannot be replayed with these options over {new_tokens} tokens; "
+            f"{method.name}: {tpf:g} tokens a forward cannot be replayed over {new_tokens} tokens with these options; "
             f"the nearest is {found:.2f}"
         )
     return made

@@ -23,6 +23,7 @@ HEAD = {
     "command": text,
     "commit": text,
     "device": text,
+    "device_type": one_of(("cuda", "cpu")),
     "threads": count(1 << 20),
     "python": text,
     "torch": text,
@@ -46,7 +47,9 @@ RAW = ("walls", "gpus", "ttfts", "shapes")
 """Lists of an entry that stand in files alone."""
 
 
-def head(kind: str, lm: LM, model: str, *, random: bool, engine: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+def head(
+    kind: str, lm: LM, model: str, *, random: bool, engine: dict[str, Any], asked: dict[str, Any]
+) -> dict[str, Any]:
     """Everything of a result but its entries.
 
     Args:
@@ -55,6 +58,7 @@ def head(kind: str, lm: LM, model: str, *, random: bool, engine: dict[str, Any],
     """
     return record.environment(str(lm.model.device)) | {
         "bench": kind,
+        "device_type": lm.model.device.type,
         "cuda": torch.version.cuda,
         "triton": _triton(),
         "model": model,
@@ -78,9 +82,7 @@ def check(data: Any) -> dict[str, Any]:
     kind = data["bench"]
     fields(data["asked"], ASKED[kind], "asked.")
     if kind == "step":
-        if "ceilings" not in data or not isinstance(data["ceilings"], dict):
-            raise UnmaskError("ceilings must be an object")
-        fields(data["ceilings"], roofline.CEILINGS, "ceilings.")
+        fields(fields(data, {"ceilings": an_object})["ceilings"], roofline.CEILINGS, "ceilings.")
     for i, entry in enumerate(data["results"]):
         _entry(kind, entry, f"results[{i}].")
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -17,7 +18,7 @@ from unmask.schema import number, optional
 
 # Bytes of a copy, many times the last cache, and the side of the matrices of the product.
 SIZES = {"cuda": (4 << 30, 8192), "cpu": (128 << 20, 512)}
-REPEATS = 20
+REPEATS = 20  # of a measurement, at least
 
 CEILINGS = {"copy": number(0.0), "product": number(0.0), "product8": optional(number(0.0))}
 """Fields of `Ceilings.as_dict`."""
@@ -68,19 +69,27 @@ def _product8(a: torch.Tensor, b: torch.Tensor) -> Callable[[], Any]:
 
 
 def seconds(device: torch.device, call: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """The median time of a call on the device, three calls left out."""
+    """The median time of a call on the device, the first ones left out.
+
+    On a GPU calls follow each other without a pause for a second at least, as long as steps are timed: a card that gets
+    warm runs slower, and a step has to be held against what the card does then.
+    """
     for _ in range(3):
         call()
-    return median(_on_gpu(call) if device.type == "cuda" else _on_host(call) for _ in range(repeats))
+    if device.type != "cuda":
+        return median(_on_host(call) for _ in range(repeats))
+    once = _on_gpu(call, 1)[0]
+    return median(_on_gpu(call, max(repeats, min(int(1 / once), 2000))))
 
 
-def _on_gpu(call: Callable[[], Any]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+def _on_gpu(call: Callable[[], Any], repeats: int) -> list[float]:
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        call()
+        mark.record()
+    marks[-1].synchronize()
+    return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]
 
 
 def _on_host(call: Callable[[], Any]) -> float:

@@ -21,6 +21,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -117,9 +118,12 @@ class Timed:
         pair[1].record()
         self._spans.append(pair)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
+
     def milliseconds(self) -> list[float] | None:
         """Of each step, which the device must have done; None off the GPU."""
-        return [begin.elapsed_time(end) for begin, end in self._spans] if self.cuda else None
+        return [round(begin.elapsed_time(end), 4) for begin, end in self._spans] if self.cuda else None
 
 
 @contextmanager
@@ -143,7 +147,7 @@ def run(engine: Engine, steps: int) -> tuple[list[float], Timed]:
             stamps.append(perf_counter())
     synchronise(engine.device)
     stamps[-1] = perf_counter()
-    return [1000 * (b - a) for a, b in zip(stamps, stamps[1:])], timer
+    return [round(1000 * (b - a), 4) for a, b in pairwise(stamps)], timer
 
 
 def synchronise(device: torch.device) -> None:
@@ -199,8 +203,8 @@ def measure(
     for _ in range(WARM):
         engine.step()
     walls, timer = run(engine, steps)
-    if set(timer.shapes) != {(batch, window)}:
-        raise RuntimeError(f"steps of {batch} x {window} asked for, {set(timer.shapes)} run")
+    if timer.shapes != [(batch, window)] * steps:
+        raise RuntimeError(f"{steps} steps of {batch} x {window} asked for, {len(timer.shapes)} run: {timer.shapes}")
     gpus = timer.milliseconds()
     wall, gpu = sum(walls) / steps, None if gpus is None else sum(gpus) / steps
     facts = (wall, gpu, host_share(wall, gpu), need.floor(can) * 1000, need.bound(can))

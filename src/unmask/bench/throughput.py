@@ -3,7 +3,7 @@
     unmask bench throughput fast-dllm-v2-7b --methods autoregressive,fast_dllm_v2 --replay fast_dllm_v2=2.64
 
 For each method and batch size that many prompts arrive at once in an engine of as many rows, and are decoded to their
-ends: once so that every kind of step exists, then once more, measured. Of that run:
+ends: once so that every kind of step exists, then again, measured. Of that run:
 
     decode tok/s   positions decided / wall time, from the moment at which all rows are past their prefill and first
                    step, for as many steps as there are before the first row ends; the device is waited for at both ends
@@ -42,6 +42,7 @@ from unmask.lm import LM
 from unmask.schema import count, each, number, optional, record, scalar, table, text, whole
 
 MOST = 100_000_000
+TRIES = 5
 
 ENTRY = {
     "method": text,
@@ -78,7 +79,7 @@ DECODE = {"steps": count(MOST), "tokens": count(MOST), "seconds": number(0.0)}
 
 @dataclass(frozen=True)
 class Contender:
-    """A method, not yet bound, as it was asked for; tpf: its replayed acceptance, None: its own."""
+    """A method with the options it was asked for with. tpf: its replayed acceptance, None: its own."""
 
     method: Method[Any]
     options: dict[str, Any]
@@ -102,9 +103,7 @@ def prompts_of(lm: LM, batch: int, length: int, task: str | None = None) -> list
     return [lm.encode(problem.question) for problem in get_task(task).generate("test", batch)]
 
 
-def measure(
-    lm: LM, contender: Contender, prompts: Sequence[list[int]], new_tokens: int, **more: Any
-) -> dict[str, Any]:
+def measure(lm: LM, contender: Contender, prompts: Sequence[list[int]], new_tokens: int, **more: Any) -> dict[str, Any]:
     """One entry: a method at a batch size. Where the memory does not suffice the entry says so.
 
     Args:
@@ -121,9 +120,9 @@ def measure(
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives back what engines that are gone have held."""
-    gc.collect()
+    """Gives back what engines that are gone have held on a GPU."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 
@@ -138,10 +137,12 @@ def beside(entries: list[dict[str, Any]]) -> None:
 
 @dataclass
 class _Pass:
-    """One run over the prompts. window: steps between the first of all rows and the last before one ends."""
+    """One run over the prompts. window: steps between the first of all rows and the last before one ends. whole: no row
+    is known to have ended in the steps that were measured."""
 
     requests: list[Request]
     window: int
+    whole: bool = True
     seconds: float = 0.0
     decided: int = 0
     walls: list[float] | None = None
@@ -154,8 +155,7 @@ def _measured(
 ) -> dict[str, Any]:
     sizes = {"rows": len(prompts), "max_prompt": max(map(len, prompts)), "max_new_tokens": new_tokens}
     engine = Engine(lm, method, **sizes, share_prefixes=False, **more)
-    window = _pass(engine, prompts).window
-    done = _pass(engine, prompts, max(window, 0))
+    done = _settled(engine, prompts)
     counters, walls = _counted(lm, done.requests), done.walls or []
     wall = sum(walls) / 1000
     gpu = None if done.gpus is None or not walls else sum(done.gpus) / len(walls)
@@ -182,6 +182,19 @@ def _measured(
     }
 
 
+def _settled(engine: Engine, prompts: Sequence[list[int]]) -> _Pass:
+    """A run in which no kind of step was new, measured for as long as all rows decode. What the host knows of the rows
+    when it chooses a width is a matter of time, so runs may differ by a few steps."""
+    window = max(_pass(engine, prompts).window, 0)
+    for _ in range(TRIES):
+        kinds = len(engine.runner.captured)
+        done = _pass(engine, prompts, window)
+        if done.whole and len(engine.runner.captured) == kinds:
+            return done
+        window = window if done.whole else max(window - max(LAG, window // 16), 0)
+    return _pass(engine, prompts)
+
+
 def _pass(engine: Engine, prompts: Sequence[list[int]], window: int = 0) -> _Pass:
     """Decodes the prompts; measures `window` steps of all rows, or counts how many there are."""
     synchronise(engine.device)
@@ -195,6 +208,7 @@ def _pass(engine: Engine, prompts: Sequence[list[int]], window: int = 0) -> _Pas
         done.walls, timer = run(engine, window)
         done.gpus, done.shapes = timer.milliseconds(), timer.shapes
         done.decided = _decided(engine) - decided
+        done.whole = not _ended(requests)
     while not _ended(requests):
         engine.step()
     done.window += engine.steps - before  # an end is known LAG steps late

@@ -19,7 +19,7 @@ from unmask.cli.info import info
 from unmask.cli.methods import methods
 from unmask.cli.trace import trace
 from unmask.cli.train import train
-from unmask.errors import UnmaskError
+from unmask.errors import UnmaskError, UnmaskWarning
 
 RESTORE = "\x1b[0m\x1b[?25h"  # colours off, cursor shown
 
@@ -89,6 +89,15 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module="transformers")
+    ordinary = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, UnmaskWarning):
+            print(message, file=sys.stderr)
+        else:
+            ordinary(message, category, *where)
+
+    warnings.showwarning = show
     for stream in (sys.stdout, sys.stderr):
         # Text that the terminal's encoding lacks must not end a run.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

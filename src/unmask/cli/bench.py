@@ -1,6 +1,8 @@
 """`unmask bench`: measurements, with a raw result file beside every number.
 
 unmask bench quality nano --set threshold=0.9 --against nano-ar --out bench/results/nano-quality.json
+
+The commands that measure speed are in `bench_speed`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
+from unmask.cli.bench_speed import memory, step, throughput
 from unmask.cli.loading import load
-from unmask.cli.options import DeviceOpt, DtypeOpt, JsonOpt, MethodOpt, SetOpt, Settings
+from unmask.cli.options import DeviceOpt, DtypeOpt, EngineOpt, JsonOpt, MethodOpt, SetOpt, Settings
 from unmask.cli.output import Output
+from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
     from unmask.bench.quality import Contender
 
 app = typer.Typer(no_args_is_help=True)
+for command in (step, throughput, memory):
+    app.command()(command)
 
 
 @app.callback()
@@ -40,6 +46,8 @@ def quality(
     count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Which problems of the split.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Problems decoded together.")] = 1,
+    engine: EngineOpt = False,
+    quantise: Annotated[str | None, typer.Option(help="fp8: round the engine's weights to float8.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's choice.")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Where the raw results go (JSON).")] = None,
     device: DeviceOpt = None,
@@ -64,11 +72,14 @@ def quality(
     if against is not None:
         other = load(against, out, adapter=None, device=device, dtype=dtype)
         contenders.append(Contender(against, other, "autoregressive"))
+    if quantise is not None and not engine:
+        raise UnmaskError("--quantise is of the engine: give --engine too")
     asked = {"task": task, "split": split, "count": count, "seed": seed, "batch": batch}
     with Progress(console=out.notes, transient=True, disable=not out.notes.is_terminal) as bar:
         work = bar.add_task("problems", total=count)
-        summaries = measure(contenders, **asked, progress=lambda done: bar.update(work, completed=done))
-    result = record.environment(str(lm.model.device)) | asked | {"results": summaries}
+        made = ({} if quantise is None else {"quantise": quantise}) if engine else None
+        summaries = measure(contenders, **asked, engine=made, progress=lambda done: bar.update(work, completed=done))
+    result = record.environment(str(lm.model.device)) | asked | {"engine": made, "results": summaries}
     if out_file is not None:
         record.write(out_file, result | {"answers": {_title(c): c.answers for c in contenders}})
     if json:

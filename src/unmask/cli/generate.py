@@ -15,6 +15,7 @@ from unmask.cli.options import (
     AdapterOpt,
     DeviceOpt,
     DtypeOpt,
+    EngineOpt,
     JsonOpt,
     LiveOpt,
     MethodOpt,
@@ -52,6 +53,7 @@ def generate(
     dtype: DtypeOpt = "auto",
     raw: Annotated[bool, typer.Option("--raw", help="Take the prompt as it is, without the chat template.")] = False,
     ids: Annotated[bool, typer.Option("--ids", help="Prompts are token ids: '5 6 7' or 5,6,7.")] = False,
+    engine: EngineOpt = False,
     json: JsonOpt = False,
     live: LiveOpt = None,
     quiet: QuietOpt = False,
@@ -65,7 +67,7 @@ def generate(
     settings = Settings.given(method, set_ or [], **common)
     prompts = read_prompts(prompt or [], ids=ids)
     lm = load(model, out, adapter=adapter, device=device, dtype=dtype)
-    answer(lm, prompts, out, settings.arguments(lm) | {"raw": raw})
+    answer(lm, prompts, out, settings.arguments(lm) | {"raw": raw, "engine": engine})
 
 
 def read_prompts(given: list[str], *, ids: bool) -> list[Any]:

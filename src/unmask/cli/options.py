@@ -48,7 +48,7 @@ COMMON = {
     )
 }
 # Arguments of LM.generate that are no options of a method.
-RESERVED = ("method", "prompt", "raw", "streamer", "trace")
+RESERVED = ("method", "prompt", "raw", "streamer", "trace", "engine")
 
 
 def parse_value(text: str) -> Any:
@@ -250,4 +250,7 @@ LiveOpt = Annotated[
     bool | None, typer.Option("--live/--no-live", help="Show the text while it resolves; default: on a terminal.")
 ]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Leave out the counters.")]
+EngineOpt = Annotated[
+    bool, typer.Option("--engine", help="Decode in the GPU engine; without a GPU for it the eager loop decodes.")
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

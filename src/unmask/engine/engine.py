@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from unmask.lm import LM
 
 LAG = 2
-"""Steps that may be launched before the first of them has been looked at."""
+"""Steps that may be launched before the first of them has been looked at; 1 once rows are found to differ in width, for
+then the next step is chosen by what the last one left."""
+PATIENCE = 4
+"""Steps in a row that a row may sit out because it needs more columns than the others."""
 
 
 @dataclass
@@ -93,7 +96,7 @@ class Engine:
         prefill_tokens: int = 2048,
         share_prefixes: bool = True,
         graphs: bool | None = None,
-        tune: bool = True,
+        tune: bool = False,
         compile: bool = False,
         quantise: str | None = None,
         **options: Any,
@@ -127,6 +130,8 @@ class Engine:
         self.widths = _doubling(8, self._planned)
         self._prefills: dict[Request, _Prefill] = {}
         self._need: dict[Request, int] = {}
+        self._passed: dict[Request, int] = {}
+        self._lag = LAG
         self._feeders: dict[Request, RowFeeder] = {}
         self._flight: deque[_Seen] = deque()
         self._leaving: deque[tuple[Request, Mirror]] = deque()
@@ -187,7 +192,7 @@ class Engine:
         self._leave(request, self.scheduler.preempt)
 
     def suits(self, method: Method[Any], prompt: int, new_tokens: int) -> bool:
-        """Whether requests of this bound method and of these lengths are what the engine was made for."""
+        """Whether requests of this bound method and of these lengths are what the engine is for."""
         return method == self.method and prompt <= self.max_prompt and new_tokens == self.max_new_tokens
 
     @property
@@ -214,7 +219,7 @@ class Engine:
     def _decode(self) -> None:
         running = self.scheduler.running
         rows = next(b for b in self.buckets if b >= len(running))
-        self.runner(rows, self._choose(), _used(running))
+        self.runner(rows, self._choose(rows), _used(running))
         self.steps += 1
         named = {"status": self.batch.status}
         if any(r in self._feeders for r in running):  # whoever streams wants to see all of it
@@ -222,14 +227,23 @@ class Engine:
         mirror = Mirror(**{name: x[: len(running)] for name, x in named.items()})
         self._flight.append(_Seen(mirror, [(r, r.attempt) for r in running]))
 
-    def _choose(self) -> int:
-        """How many columns the next step has: enough for every row, as far as is known."""
-        need = max(self._need.get(r, self.widths[-1]) for r in self.scheduler.running)
-        return next(w for w in self.widths if w >= need)
+    def _choose(self, rows: int) -> int:
+        """How many columns the next step has: those with which most rows advance per unit of time. Rows that need more
+        sit out, but not more often than `PATIENCE` times in a row."""
+        need = {r: self._need.get(r, self.widths[-1]) for r in self.scheduler.running}
+        widest = max(need.values())
+        if any(self._passed.get(r, 0) >= PATIENCE for r in need):
+            width = next(w for w in self.widths if w >= widest)
+        else:
+            gain = {w: sum(n <= w for n in need.values()) / self.runner.cost(rows, w) for w in self.widths}
+            width = max(gain, key=lambda w: gain[w])
+        for request, columns in need.items():
+            self._passed[request] = self._passed.get(request, 0) + 1 if columns > width else 0
+        return width
 
     def _look(self, wait: bool) -> None:
         """Takes in what has arrived of earlier steps; waits for those that are too long ago, or for any if `wait`."""
-        while self._flight and (wait or len(self._flight) >= LAG or self._flight[0].mirror.ready()):
+        while self._flight and (wait or len(self._flight) >= self._lag or self._flight[0].mirror.ready()):
             seen = self._flight.popleft()
             seen.mirror.wait()
             status = seen.mirror["status"].tolist()
@@ -255,6 +269,8 @@ class Engine:
 
     def _update(self, request: Request, status: list[int]) -> None:
         self._need[request] = max(status[steps.NEED], 1)
+        if 0 < status[steps.NEED] < self._planned and len(self.widths) > 1:
+            self._lag = 1
         if request.first_token is None and status[steps.FINAL]:
             request.first_token = perf_counter()
         if status[steps.FAILED]:
@@ -273,6 +289,7 @@ class Engine:
         move: Move | None = how(request)
         self._prefills.pop(request, None)
         self._need.pop(request, None)
+        self._passed.pop(request, None)
         if move is not None:
             self.batch.move(*move)
         elif row >= 0:

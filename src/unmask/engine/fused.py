@@ -111,14 +111,14 @@ class FusedTransformer(Network):
         rows, width = tokens_BW.shape
         start_B1 = torch.arange(0, rows * width, width, device=rows_BR.device).unsqueeze(1)
         asked = (start_B1 + rows_BR).flatten()
-        asked_TC = x_TC[asked], None if update_TC is None else update_TC[asked]
+        asked_TC = x_TC[asked], None if update_TC is None else update_TC[..., asked, :]
         return self.output(add_norm(*asked_TC, self.network.model.norm)[1]).unflatten(0, rows_BR.shape)
 
     @torch.no_grad()
     def first_nonfinite(self, tokens_BW: Tensor, positions_BW: Tensor, attend: Attend) -> tuple[int, int, int] | None:
         # By the numbers of this network: those of the eager one are rounded elsewhere, and may be finite.
         for layer, (x_TC, update_TC) in enumerate(self._run(tokens_BW, positions_BW, attend, None)):
-            total = x_TC if update_TC is None else x_TC + update_TC
+            total = x_TC if update_TC is None else x_TC + update_TC.view(-1, *x_TC.shape).sum(0)
             bad_BW = ~total.isfinite().all(-1).view_as(tokens_BW)
             if bad_BW.any():
                 row, column = bad_BW.nonzero()[0].tolist()
@@ -197,7 +197,7 @@ class FusedLayer:
                 q, k = self.q_norm(q), self.k_norm(k)
             q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
             mixed_BWHD = attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-        return self.o(mixed_BWHD.reshape(len(x_TC), -1))
+        return self.o(mixed_BWHD.reshape(len(x_TC), -1), whole=False)
 
     def _paged(self, qkv_TX: Tensor, angles: Angles, layer: int, attend: PagedWindow, shape: torch.Size) -> Tensor:
         from unmask.kernels.rope import rotate_and_store
@@ -231,11 +231,11 @@ class FusedMLP:
         self.down = FastLinear(*_joined([mlp.down_proj], quantised))
 
     def __call__(self, x_TC: Tensor) -> Tensor:
-        return self.down(self.gate_up(x_TC))
+        return self.down(self.gate_up(x_TC), whole=False)
 
 
 def add_norm(x_TC: Tensor, update_TC: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    """x + update and its norm: both [T, C], new tensors."""
+    """x + update and its norm: both [T, C], new tensors. The update may be parts of a sum [P, T, C] (`FastLinear`)."""
     if runs_kernels(x_TC.is_cuda):
         from unmask.kernels.norm import add_norm as kernel
 

@@ -68,11 +68,12 @@ class FastLinear:
     scale: Tensor | None = None
     ways: dict[int, Way] = field(default_factory=dict)
 
-    def __call__(self, x_TK: Tensor) -> Tensor:
-        return self.run(self.ways.get(len(x_TK), LIBRARY), x_TK)
+    def __call__(self, x_TK: Tensor, *, whole: bool = True) -> Tensor:
+        """[T, N]; not `whole`: or, where that saves a pass, the parts of its sums [P, T, N] in float32."""
+        return self.run(self.ways.get(len(x_TK), LIBRARY), x_TK, whole)
 
-    def run(self, way: Way, x_TK: Tensor) -> Tensor:
-        """The product done this way: [T, N]."""
+    def run(self, way: Way, x_TK: Tensor, whole: bool = True) -> Tensor:
+        """The product done this way."""
         if way.kind == "library":
             return F.linear(x_TK, self.wide(x_TK.dtype), self.bias)
         if way.kind == "scaled":
@@ -83,7 +84,8 @@ class FastLinear:
         sizes = {"block_n": way.block_n, "block_k": way.block_k, "warps": way.warps, "gated": way.gated}
         if way.kind == "vector":
             return gemm.vector(x_TK, *weight, **sizes)
-        return gemm.thin(x_TK, *weight, **sizes, splits=way.splits, stages=way.stages)
+        merge = whole or self.bias is not None or self.scale is not None
+        return gemm.thin(x_TK, *weight, **sizes, splits=way.splits, stages=way.stages, merge=merge)
 
     def wide(self, dtype: torch.dtype) -> Tensor:
         """The weight in the model's dtype."""
@@ -108,7 +110,7 @@ class FastLinear:
 class GatedLinear(FastLinear):
     """silu(gate) * up of one weight [2I, K], gate above up: [T, I], rounded as in `models.mlp.MLP`."""
 
-    def run(self, way: Way, x_TK: Tensor) -> Tensor:
+    def run(self, way: Way, x_TK: Tensor, whole: bool = True) -> Tensor:
         out = FastLinear.run(self, way, x_TK)
         if way.gated:
             return out

@@ -25,6 +25,7 @@ class Runner:
     ) -> None:
         self.parts, self.batch, self.graphs, self.prepare = parts, batch, graphs, prepare
         self.captured: dict[Key, torch.cuda.CUDAGraph] = {}
+        self.costs: dict[tuple[int, int], float] = {}
         self.pool = torch.cuda.graph_pool_handle() if graphs else None
 
     def __call__(self, rows: int, width: int, used: Used) -> None:
@@ -57,6 +58,27 @@ class Runner:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             self._once(*key)
+        self.costs[key[:2]] = _milliseconds(graph)
         self.batch.named["done"].copy_(done)
         self.batch.status.copy_(status)
         return graph
+
+    def cost(self, rows: int, width: int) -> float:
+        """Milliseconds of such a step as measured when it was captured; before that, and without graphs, a guess by the
+        nearest width that was."""
+        known = {w: c for (r, w), c in self.costs.items() if r == rows}
+        near = min(known, key=lambda w: abs(w - width), default=width)
+        # Up to some 256 tokens reading the weights is what a step costs.
+        tokens = [max(rows * w, 256) for w in (width, near)]
+        return known.get(near, 1.0) * tokens[0] / tokens[1]
+
+
+def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
+    """The time of a replay in which nobody is in work: all products are done, little attention."""
+    graph.replay()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)

@@ -25,26 +25,24 @@ if TYPE_CHECKING:
 
 DONE, FAILED, NEED, FINAL = 0, 1, 2, 3
 FLAGS = 4
-"""Columns of the status of a row: two flags, the width of the forward last planned, how many tokens are decided without
+"""Columns of the status of a row: two flags, how many columns its next forward has, how many tokens are decided without
 a gap; behind these the forwards by kind."""
 STATUS = FLAGS + len(KINDS)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A forward that fits the step. live: rows that take part [B]; need: columns each row's forward has [B]."""
+    """A forward that fits the step. live: rows that take part [B]."""
 
     forward: Forward
     live: Tensor
-    need: Tensor
 
 
 def begin(method: Method[Any], state: State, width: int) -> Planned:
     """What is run in a step of at most `width` columns."""
     planned = method.plan(state)
-    need = columns(planned)
-    live = ~state.done & (need <= width)
-    return Planned(cut(planned, width, live), live, need)
+    live = ~state.done & (columns(planned) <= width)
+    return Planned(cut(planned, width, live), live)
 
 
 def finish(
@@ -60,7 +58,7 @@ def finish(
     bad = _bad(run.forward, scores)
     new = _ended(method, method.commit(state, run.forward, scores), bad)
     new = merge(run.live, replace(new, step=state.step + 1), before)
-    return new, _status(new, status, run, bad)
+    return new, _status(method, new, status, run, bad)
 
 
 def finish_in_place(
@@ -118,11 +116,11 @@ def prefilled(parts: Parts, state: State, table: Tensor, forward: Forward | None
     status = torch.zeros(len(state.prompt), STATUS, dtype=torch.int32, device=state.canvas.device)
     if forward is None:
         return state, status
-    run = Planned(forward, torch.ones_like(state.done), status[:, NEED])
+    run = Planned(forward, torch.ones_like(state.done))
     state, _, scores = _scored(parts, state, run, table)
     bad = _bad(forward, scores)
     state = _ended(parts.method, parts.method.commit(state, forward, scores), bad)
-    return state, _status(state, status, run, bad)
+    return state, _status(parts.method, state, status, run, bad)
 
 
 def stored(parts: Parts, table: Tensor, forward: Forward) -> None:
@@ -149,7 +147,7 @@ def _ended(method: Method[Any], state: State, bad: Tensor) -> State:
     return replace(state, done=done | ~state.unfinished() | state.settled() if method.early_exit else done)
 
 
-def _status(state: State, old: Tensor, run: Planned, bad: Tensor) -> Tensor:
+def _status(method: Method[Any], state: State, old: Tensor, run: Planned, bad: Tensor) -> Tensor:
     """The status behind a forward, which counts for the rows that had a token in it."""
     forward, live, device = run.forward, run.live, old.device
     failed = old[:, FAILED] | (live & bad).int()
@@ -157,7 +155,8 @@ def _status(state: State, old: Tensor, run: Planned, bad: Tensor) -> Tensor:
     final = torch.where(state.open, index, state.end[:, None]).amin(-1).clamp(max=state.end) - state.prompt
     kinds = torch.arange(len(KINDS), device=device)
     count = (forward.kind[:, None] == kinds) & (live & forward.valid.any(-1))[:, None]
-    flags = torch.stack([state.done.int(), failed, run.need.int(), final.int()], -1)
+    need = torch.where(state.done, 0, columns(method.plan(state)))
+    flags = torch.stack([state.done.int(), failed, need.int(), final.int()], -1)
     return torch.cat([flags, old[:, FLAGS:] + count.int()], -1)
 
 

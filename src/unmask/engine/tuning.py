@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way
 
-LONGEST = 128  # tokens for which the kernels are tried: beyond, arithmetic rules and the library is made for it
+LONGEST = 256  # tokens for which the kernels are tried: beyond, arithmetic rules and the library is made for it
 SCALED_FROM = 65  # tokens from which they may be rounded to float8
 ROTATED = 256 << 20  # bytes of weights between two uses of one, several times the L2 cache
 
@@ -25,6 +25,7 @@ TILES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     32: ((32, 256, 4, 4), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3), (128, 64, 4, 5), (128, 128, 8, 4)),
     64: ((64, 64, 4, 5), (64, 128, 4, 4), (128, 64, 4, 5), (128, 128, 8, 4), (256, 64, 8, 4)),
     128: ((64, 64, 4, 4), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 4)),
+    256: ((128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 4)),
 }
 VECTORS = ((4, 512, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 8))
 
@@ -75,7 +76,8 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
     # Rows must begin at whole 16 bytes, or loads would be narrow.
     if tokens > LONGEST or inputs % 16:
         return found
-    gated, eight, tile = isinstance(linear, GatedLinear), linear.weight.dtype == FLOAT8, _tile(tokens)
+    eight, tile = linear.weight.dtype == FLOAT8, _tile(tokens)
+    gated = isinstance(linear, GatedLinear) and tile < 256  # two sums of so many tokens would not fit
     if tokens == 1:
         wide = ((n, min(1024, 2 * k) if eight else k, warps) for n, k, warps in VECTORS)
         found += [Way("vector", n, k, warps=warps, gated=gated) for n, k, warps in wide]
@@ -108,14 +110,17 @@ def _sums(way: Way, tile: int) -> int:
 
 
 def _splits(outputs: int, inputs: int, way: Way, processors: int) -> list[int]:
-    """Into how many parts the sum may be cut: as many as give each processor a program, and twice that where it is
-    still few."""
+    """Into how many parts the sum may be cut: as many as give each processor a program or nearly, and twice that where
+    it is still few."""
     tiles, steps = -(-outputs // way.block_n), -(-inputs // way.block_k)
     least = 1
     while tiles * least < processors and 2 * least <= min(steps // 2, 32):
         least *= 2
     more = tiles * least < 3 * processors and 2 * least <= steps // 2
-    return [least, 2 * least] if more else [least]
+    once = min(
+        max(processors // tiles, 1), max(steps // 2, 1)
+    )  # one program a processor, where a second turn would be mostly idle
+    return list(dict.fromkeys([once, least, 2 * least] if more else [once, least]))
 
 
 def tune(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Timing:

@@ -4,6 +4,10 @@ The queries of all heads that share a K/V head are rows of one tile, so a page i
 few tiles, each is split over the keys (flash decoding) and a second kernel merges the parts. Softmax is online, in
 powers of two, and accumulates in float32.
 
+Keys come in three runs: the leading slots of the row, all of which are read, without any mask; the slots from the first
+one that is not read; the window. The first run is nearly all of the work, so nothing may stand between its loads and
+its products: a row's page numbers are held in registers, since a table looked up in memory would stall the pipeline.
+
 Shapes: see `layout`; besides S physical slots (pages * page_size), T pages of a row, N = T * page_size its logical
 slots.
 """
@@ -32,6 +36,7 @@ def attend(
     values_SGD: Tensor,
     table_BT: Tensor,
     page_size: int,
+    clear_B: Tensor,
     seen_B: Tensor,
     readable_BN: Tensor,
     order_BW: Tensor,
@@ -44,7 +49,8 @@ def attend(
 
     Args:
         q_BWHD, k_BWGD, v_BWGD: any strides, last dimension contiguous; one dtype, that of the cache.
-        table_BT, seen_B, readable_BN: int32. order, lane, segment: contiguous integers that fit int32.
+        table_BT, clear_B, seen_B, readable_BN: int32; slots below `clear` are all readable. order, lane, segment:
+            contiguous, int32.
         tiling: None: `choose`.
     """
     rows, width, heads, size = q_BWHD.shape
@@ -71,6 +77,7 @@ def attend(
         part,
         lse,
         table_BT,
+        clear_B,
         seen_B,
         readable_BN,
         order_BW,
@@ -90,6 +97,7 @@ def attend(
         PAGE=page_size,
         SPLIT=splits > 1,
         SKIP=width > tiling.block_n,
+        BLOCK_T=triton.next_power_of_2(table_BT.shape[1]),
         BLOCK_M=tiling.block_m,
         BLOCK_N=tiling.block_n,
         BLOCK_D=block_d,
@@ -113,6 +121,7 @@ def _attend(
     out_ptr: tl.tensor,  # [B * W * H, splits, D]: the result, or parts of it in float32
     lse_ptr: tl.tensor,  # [B * W * H, splits]: log2 of the softmax sum of each part
     table_ptr: tl.tensor,  # [B, T]
+    clear_ptr: tl.tensor,  # [B]
     seen_ptr: tl.tensor,  # [B]
     readable_ptr: tl.tensor,  # [B, N]
     order_ptr: tl.tensor,  # [B, W]
@@ -140,6 +149,7 @@ def _attend(
     PAGE: tl.constexpr,
     SPLIT: tl.constexpr,  # the keys are split
     SKIP: tl.constexpr,  # look for trailing window keys that no query of the tile sees
+    BLOCK_T: tl.constexpr,  # at least T
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -163,9 +173,9 @@ def _attend(
         other=0.0,
     )
     at = row * width
-    order_q = tl.load(order_ptr + at + column, mask=real, other=0).to(tl.int32)
-    lane_q = tl.load(lane_ptr + at + column, mask=real, other=0).to(tl.int32)
-    segment_q = tl.load(segment_ptr + at + column, mask=real, other=_PAD).to(tl.int32)
+    order_q = tl.load(order_ptr + at + column, mask=real, other=0)
+    lane_q = tl.load(lane_ptr + at + column, mask=real, other=0)
+    segment_q = tl.load(segment_ptr + at + column, mask=real, other=_PAD)
 
     # Window keys [0, stop) hold all that any query of the tile sees. Padded queries may see less than their due.
     stop = width
@@ -174,13 +184,14 @@ def _attend(
         stop = 0
         for start in range(0, width, _SCAN):
             w = start + tl.arange(0, _SCAN)
-            order_k = tl.load(order_ptr + at + w, mask=w < width, other=0).to(tl.int32)
-            segment_k = tl.load(segment_ptr + at + w, mask=w < width, other=_PAD).to(tl.int32)
+            order_k = tl.load(order_ptr + at + w, mask=w < width, other=0)
+            segment_k = tl.load(segment_ptr + at + w, mask=w < width, other=_PAD)
             wanted = (segment_k != _PAD) & (order_k <= latest)
             stop = tl.maximum(stop, tl.max(tl.where(wanted, w + 1, 0), 0))
 
-    # Blocks of cached keys, then blocks of the window: each split takes an equal run of what this row really has.
+    # Blocks without a mask, masked ones, blocks of the window: each split takes an equal run of what this row has.
     seen = tl.load(seen_ptr + row)
+    clear = tl.load(clear_ptr + row) // BLOCK_N
     cached = tl.cdiv(seen, BLOCK_N)
     blocks = cached + tl.cdiv(stop, BLOCK_N)
     first = split * blocks // splits
@@ -193,16 +204,29 @@ def _attend(
 
     keys_ptr += g.to(tl.int64) * keys_g
     values_ptr += g.to(tl.int64) * values_g
-    # A page must be known before its keys are fetched: the pipeline needs twice the stages for the same depth.
-    for block in tl.range(first, tl.minimum(last, cached), num_stages=2 * STAGES - 1):
+    t = tl.arange(0, BLOCK_T)
+    table = tl.load(table_ptr + row * pages + t, mask=t < pages, other=0)
+    for block in tl.range(first, tl.minimum(last, clear), num_stages=STAGES):
+        if PAGE % BLOCK_N == 0:
+            page = tl.sum(tl.where(t == block * BLOCK_N // PAGE, table, 0), 0)
+            slot = page.to(tl.int64) * PAGE + block * BLOCK_N % PAGE + offset
+        else:
+            n = block * BLOCK_N + offset
+            page = tl.load(table_ptr + row * pages + n // PAGE)
+            slot = page.to(tl.int64) * PAGE + n % PAGE
+        if SIZE == BLOCK_D:
+            k = tl.load(keys_ptr + slot[:, None] * keys_s + d[None, :])
+            v = tl.load(values_ptr + slot[:, None] * values_s + d[None, :])
+        else:
+            k = tl.load(keys_ptr + slot[:, None] * keys_s + d[None, :], mask=has_d, other=0.0)
+            v = tl.load(values_ptr + slot[:, None] * values_s + d[None, :], mask=has_d, other=0.0)
+        best, total, acc = _absorb(q, k, v, None, scale, best, total, acc)
+
+    for block in tl.range(tl.maximum(first, clear), tl.minimum(last, cached), num_stages=1):
         n = block * BLOCK_N + offset
         inside = n < seen
-        if PAGE % BLOCK_N == 0:
-            page = tl.load(table_ptr + row * pages + block * BLOCK_N // PAGE).to(tl.int64)
-            slot = page * PAGE + block * BLOCK_N % PAGE + offset
-        else:
-            page = tl.load(table_ptr + row * pages + n // PAGE, mask=inside, other=0).to(tl.int64)
-            slot = page * PAGE + n % PAGE
+        page = tl.load(table_ptr + row * pages + n // PAGE, mask=inside, other=0)
+        slot = page.to(tl.int64) * PAGE + n % PAGE
         keep = tl.load(readable_ptr + row * pages * PAGE + n, mask=inside, other=0) != 0
         mask = inside[:, None] & has_d
         k = tl.load(keys_ptr + slot[:, None] * keys_s + d[None, :], mask=mask, other=0.0)
@@ -211,12 +235,12 @@ def _attend(
 
     k_ptr += row * k_b + g * k_g
     v_ptr += row * v_b + g * v_g
-    for block in tl.range(tl.maximum(first - cached, 0), last - cached, num_stages=STAGES):
+    for block in tl.range(tl.maximum(first - cached, 0), last - cached, num_stages=STAGES if SKIP else 1):
         w = block * BLOCK_N + offset
         inside = w < width
-        order_k = tl.load(order_ptr + at + w, mask=inside, other=0).to(tl.int32)
-        lane_k = tl.load(lane_ptr + at + w, mask=inside, other=0).to(tl.int32)
-        segment_k = tl.load(segment_ptr + at + w, mask=inside, other=_PAD).to(tl.int32)
+        order_k = tl.load(order_ptr + at + w, mask=inside, other=0)
+        lane_k = tl.load(lane_ptr + at + w, mask=inside, other=0)
+        segment_k = tl.load(segment_ptr + at + w, mask=inside, other=_PAD)
         keep = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
         keep = keep & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None])) & inside[None, :]
         mask = inside[:, None] & has_d
@@ -239,19 +263,21 @@ def _absorb(
     q: tl.tensor,  # [BLOCK_M, BLOCK_D]
     k: tl.tensor,  # [BLOCK_N, BLOCK_D]
     v: tl.tensor,
-    keep: tl.tensor,  # broadcasts to [BLOCK_M, BLOCK_N]
+    keep: tl.tensor | None,  # broadcasts to [BLOCK_M, BLOCK_N]; None: all
     scale: tl.tensor,
     best: tl.tensor,  # [BLOCK_M]
     total: tl.tensor,
     acc: tl.tensor,  # [BLOCK_M, BLOCK_D]
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """One step of the online softmax: highest score, sum of weights and weighted values with these keys taken in."""
-    score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    score = tl.where(keep, score, float("-inf"))
-    higher = tl.maximum(best, tl.max(score, 1))
-    # A query that has seen nothing yet keeps weights of 0, not exp2(-inf + inf).
-    base = tl.where(higher == float("-inf"), 0.0, higher)
-    weight = tl.exp2(score - base[:, None])
+    score = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if keep is not None:
+        score = tl.where(keep, score, float("-inf"))
+    higher = tl.maximum(best, tl.max(score, 1) * scale)
+    base = higher
+    if keep is not None:  # a query that has seen nothing yet keeps weights of 0, not exp2(-inf + inf)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+    weight = tl.exp2(score * scale - base[:, None])
     shrink = tl.exp2(best - base)
     total = total * shrink + tl.sum(weight, 1)
     acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")

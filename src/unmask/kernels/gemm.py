@@ -32,6 +32,7 @@ def thin(
     splits: int = 1,
     warps: int = 4,
     stages: int = 4,
+    merge: bool = True,
 ) -> Tensor:
     """x W^T + b: [T, N]. Any T, but made for few.
 
@@ -43,6 +44,7 @@ def thin(
         block_n, block_k: outputs of a program (at least 16) and inputs of a step, powers of two.
         splits: parts of the sum at most.
         warps, stages: of a program, and of its pipeline of loads.
+        merge: False returns the parts of a split sum [P, T, N] in float32, without bias and scale.
     """
     assert x_TK.is_contiguous() and weight_NK.is_contiguous() and not (gated and splits > 1)
     tokens, inputs = x_TK.shape
@@ -75,6 +77,8 @@ def thin(
         num_warps=warps,
         num_stages=stages,
     )
+    if parts > 1 and not merge:
+        return sums
     if parts > 1:
         _merge[(triton.cdiv(tokens * outputs, 1024),)](
             sums,
@@ -93,8 +97,8 @@ def thin(
 
 
 def tile_tokens(tokens: int) -> int:
-    """Tokens of a program of `thin`: 16 to 128."""
-    return min(max(triton.next_power_of_2(tokens), 16), 128)
+    """Tokens of a program of `thin`: 16 to 256."""
+    return min(max(triton.next_power_of_2(tokens), 16), 256)
 
 
 @triton.jit(do_not_specialize=["tokens"])  # one compilation for all numbers of tokens of a tile

@@ -17,7 +17,8 @@ def add_norm(x_TC: Tensor, update_TC: Tensor | None, weight_C: Tensor, eps: floa
 
     Args:
         x_TC: the residual stream, contiguous; not written to.
-        update_TC: what a layer adds to it, contiguous. None: nothing is added and `x_TC` itself is returned.
+        update_TC: what a layer adds to it, contiguous; or the parts of a split sum [P, T, C], which are added up in
+            order and rounded first. None: nothing is added and `x_TC` itself is returned.
         weight_C: of the norm.
         eps: added to the mean square.
     """
@@ -34,7 +35,8 @@ def add_norm(x_TC: Tensor, update_TC: Tensor | None, weight_C: Tensor, eps: floa
         normed,
         size,
         eps,
-        ADD=update_TC is not None,
+        x_TC.numel(),
+        PARTS=0 if update_TC is None else 1 if update_TC.dim() == 2 else len(update_TC),
         BLOCK=block,
         # Two loads of 16 bytes a thread at C = 3584: with few rows latency is all there is.
         num_warps=max(1, min(16, block // 512)),
@@ -51,7 +53,8 @@ def _add_norm(
     normed_ptr: tl.tensor,
     size: tl.tensor,
     eps: tl.tensor,
-    ADD: tl.constexpr,
+    stride: tl.tensor,  # T * C, from part to part
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     c = tl.arange(0, BLOCK)
@@ -60,9 +63,11 @@ def _add_norm(
     x = tl.load(x_ptr + at, mask=inside, other=0.0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     weight = tl.load(weight_ptr + c, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
+    if PARTS > 0:
         update = tl.load(update_ptr + at, mask=inside, other=0.0)
-        x = (x.to(tl.float32) + update.to(tl.float32)).to(dtype)
+        for part in tl.static_range(1, PARTS):
+            update += tl.load(update_ptr + part * stride.to(tl.int64) + at, mask=inside, other=0.0)
+        x = (x.to(tl.float32) + update.to(dtype).to(tl.float32)).to(dtype)
         tl.store(total_ptr + at, x, mask=inside)
     wide = x.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / size + eps)
