@@ -31,8 +31,8 @@ def device_of(asked: str | None) -> str:
     check_device(asked or "cuda")
     device = torch.device(asked or "cuda")
     if device.type == "cuda":
-        if torch.device(device).index is not None:
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
         if why := missing(device):
             raise UnmaskError(f"the engine does not run here: {why}")
     elif device.type != "cpu":
