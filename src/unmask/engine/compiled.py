@@ -22,9 +22,10 @@ def compiled(parts: Parts) -> Parts:
     """The same parts with plan and commit, the cache's view and the angles compiled."""
     config.recompile_limit = max(config.recompile_limit, KINDS_OF_STEPS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * KINDS_OF_STEPS)
-    parts.cache.view = torch.compile(parts.cache.view, fullgraph=True, dynamic=False)
+    # Prefills run these two as well, of as many lengths as there are prompts: any length by one compilation.
+    parts.cache.view = torch.compile(parts.cache.view, fullgraph=True)
     if isinstance(parts.model, FusedTransformer):
-        parts.model.angles = torch.compile(parts.model.angles, fullgraph=True, dynamic=False)
+        parts.model.angles = torch.compile(parts.model.angles, fullgraph=True)
     return replace(
         parts,
         begin=torch.compile(begin, fullgraph=True, dynamic=False),

@@ -12,7 +12,7 @@ and nothing is read back but a few whole numbers a row.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,17 @@ from unmask.cache.paged import PagedCache
 from unmask.cache.pages import PagePool, prefix_keys
 from unmask.decoding import Method, build
 from unmask.decoding.counters import NAMES, Counters
-from unmask.decoding.forward import Forward, State, blank
-from unmask.decoding.sampling import Draw
+from unmask.decoding.forward import State
 from unmask.engine import step as steps
 from unmask.engine.batch import Batch, Used
 from unmask.engine.compiled import compiled
 from unmask.engine.fused import FusedTransformer, fuse
 from unmask.engine.linear import runs_kernels
-from unmask.engine.mirror import Mirror, to_device
+from unmask.engine.mirror import Mirror
+from unmask.engine.prefill import Prefills
 from unmask.engine.request import Request, Status
 from unmask.engine.runner import Runner
-from unmask.engine.scheduler import Chunk, Move, Scheduler
+from unmask.engine.scheduler import Move, Scheduler
 from unmask.errors import UnmaskError
 from unmask.streaming import RowFeeder, Streamer
 
@@ -45,15 +45,6 @@ LAG = 2
 then the next step is chosen by what the last one left."""
 PATIENCE = 4
 """Steps in a row that a row may sit out because it needs more columns than the others."""
-
-
-@dataclass
-class _Prefill:
-    """A request on its way into the batch: its state of one row on the device, its forward, its pages [1, T]."""
-
-    state: State
-    forward: Forward | None
-    table: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,6 +112,7 @@ class Engine:
         self.pool = PagePool(rows * per_row + 1 if pages is None else pages, page_size)
         self.scheduler = Scheduler(self.pool, rows, prefill_tokens)
         self.parts = _parts(lm, self.method, self.pool.capacity if slots else 0, page_size, quantise)
+        self.prefills = Prefills(self.parts, lm.facts, self.width, max_new_tokens, per_row)
         self.batch = Batch(self._example(per_row), rows, per_row)
         graphs = self.device.type == "cuda" if graphs is None else graphs
         if compile:
@@ -128,7 +120,6 @@ class Engine:
         self.runner = Runner(self.parts, self.batch, graphs=graphs, prepare=self._tune if tune else None)
         self.buckets = _doubling(1, rows)
         self.widths = _doubling(8, self._planned)
-        self._prefills: dict[Request, _Prefill] = {}
         self._need: dict[Request, int] = {}
         self._passed: dict[Request, int] = {}
         self._lag = LAG
@@ -171,8 +162,7 @@ class Engine:
                 f"{self.method.name} plans by max_new_tokens: this engine gives {self.max_new_tokens}, not {new}"
             )
         request = Request(id, prompt, new, temperature, top_p, top_k, seed)
-        state = self._state(request)
-        forward = self.method.prefill(state)
+        forward = self.method.prefill(self.prefills.state([request]))
         limit = self.method.limit(len(prompt), new)
         slots = self.method.slots(limit) if self.method.cached else 0
         columns = 0 if forward is None else forward.tokens.shape[1]
@@ -209,10 +199,11 @@ class Engine:
     def step(self) -> None:
         """One iteration: what has arrived, prefills, one step of all rows."""
         self._look(wait=not self.scheduler.running)
-        while (request := self.scheduler.admit()) is not None:
-            self._prefills[request] = self._begin(request)
-        for chunk in self.scheduler.next_prefill():
-            self._prefill(chunk)
+        while self.scheduler.admit() is not None:
+            pass
+        for entered in self.prefills.run(self.scheduler.next_prefill()):
+            row = self.scheduler.started(entered.request)
+            self.batch.put(row, entered.state, entered.status, entered.table)
         if self.scheduler.running:
             self._decode()
 
@@ -287,7 +278,7 @@ class Engine:
         """Ends a request's stay by a call of the scheduler; its row is filled by the last one."""
         row = request.row
         move: Move | None = how(request)
-        self._prefills.pop(request, None)
+        self.prefills.forget(request)
         self._need.pop(request, None)
         self._passed.pop(request, None)
         if move is not None:
@@ -295,48 +286,11 @@ class Engine:
         elif row >= 0:
             self.batch.stop(row)
 
-    def _begin(self, request: Request) -> _Prefill:
-        """The request's state and pages on the device."""
-        assert request.lease is not None
-        state = self._state(request).map(lambda x: to_device(x, self.device))
-        pages = list(request.lease.pages)
-        table = torch.zeros(1, self.batch.table.shape[1], dtype=torch.int32)
-        table[0, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
-        if request.lease.source is not None:
-            self.parts.cache.copy_page(request.lease.source, pages[request.lease.shared])
-        return _Prefill(state, self.method.prefill(state), to_device(table, self.device))
-
-    def _prefill(self, chunk: Chunk) -> None:
-        work = self._prefills[chunk.request]
-        forward = work.forward
-        if forward is not None:
-            forward = steps.part(forward, chunk.first, chunk.stop)
-        if not chunk.final:
-            assert forward is not None
-            steps.stored(self.parts, work.table, forward)
-            return
-        state, status = steps.prefilled(self.parts, work.state, work.table, forward)
-        row = self.scheduler.started(chunk.request)
-        self.batch.put(row, state, status, work.table)
-        del self._prefills[chunk.request]
-
-    def _state(self, request: Request) -> State:
-        """The state of one row before its prefill, on the host."""
-        draw = Draw(
-            torch.tensor([request.temperature]),
-            torch.tensor([request.top_p]),
-            torch.tensor([request.top_k]),
-            torch.tensor([request.seed]),
-        )
-        limit = self.method.limit(len(request.prompt), request.max_new_tokens)
-        state = blank([request.prompt], [limit], self.max_new_tokens, self.lm.facts, draw, self.width)
-        return self.method.start(replace(state, end=state.prompt + request.max_new_tokens))
-
     @torch.inference_mode()
     def _example(self, per_row: int) -> State:
         """A state of one row after a step, which shows what tensors there are; its keys go to the spare page."""
         asked = Request("", [0] * min(self.max_prompt, 2), self.max_new_tokens)
-        state = self._state(asked).map(lambda x: x.to(self.device))
+        state = self.prefills.state([asked]).map(lambda x: x.to(self.device))
         table = torch.zeros(1, per_row, dtype=torch.int32, device=self.device)
         state, planned = steps.example(self.parts, state, table)
         self._planned, self._asked = planned.tokens.shape[1], planned.rows.shape[1]
