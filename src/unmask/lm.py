@@ -8,11 +8,10 @@ print(lm.generate("Tom has 3 boxes of 12 pens. How many pens does he have?").tex
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +21,13 @@ from unmask.decoding.counters import Counters
 from unmask.decoding.forward import Facts
 from unmask.decoding.loop import Row, TraceStep, decode
 from unmask.decoding.sampling import Draw
-from unmask.errors import UnmaskError, UnmaskWarning
+from unmask.engine.keeper import Keeper
+from unmask.errors import UnmaskError
 from unmask.likelihood import Likelihood, Masks, greedy_answer, loglikelihood
 from unmask.models.checkpoint import Checkpoint, load_model
 from unmask.models.families import Family
 from unmask.models.tokenizer import Tokenizer, load_tokenizer
 from unmask.streaming import Feeder, Streamer
-
-if TYPE_CHECKING:
-    from unmask.engine.engine import Engine
 
 # The official codes' names for what every method takes.
 COMMON = {"gen_length": "max_new_tokens", "max_gen_length": "max_new_tokens", "max_tokens": "max_new_tokens"}
@@ -77,9 +74,7 @@ class LM:
         self.model = checkpoint.model
         self.family = checkpoint.family
         self.tokenizer = tokenizer
-        self._engine: Engine | None = None
-        self._made: dict[str, Any] = {}
-        self._told: set[str] = set()
+        self.keeper = Keeper()
 
     @property
     def default_method(self) -> str:
@@ -130,11 +125,12 @@ class LM:
                 raise UnmaskError(f"{key!r} and 'max_new_tokens' are the same option; give one of them")
             max_new_tokens = options.pop(key)
         new_tokens, chosen = self._room(ids, max_new_tokens, build(method or self.default_method, options))
-        if engine is not False and self._has_engine(trace):
+        if engine is not False and self.keeper.can(self, trace):
             settings = self._settings(len(ids), temperature, top_p, top_k, seed)
             streamers = None if streamer is None else _per_row(streamer, len(ids), single)
             made = {} if engine is True else dict(engine)
-            results = self._by_engine(chosen, ids, new_tokens, settings, streamers, made)
+            rows, seconds = self.keeper.decode(self, chosen, ids, new_tokens, settings, streamers, made)
+            results = [self._result(p, r, new_tokens, seconds, chosen) for p, r in zip(ids, rows)]
             return results[0] if single else results
         observe = None if streamer is None else Feeder(_per_row(streamer, len(ids), single), ids)
         draw = self._draw(len(ids), temperature, top_p, top_k, seed)
@@ -282,51 +278,6 @@ class LM:
             torch.tensor(given["top_k"], device=device),
             torch.tensor(given["seed"], device=device),
         )
-
-    def _has_engine(self, trace: bool) -> bool:
-        """Whether the engine can decode this; if not, says why, once."""
-        from unmask.engine.engine import missing
-
-        why = "traces are made by the eager loop alone" if trace else missing(self.model.device)
-        if why and why not in self._told:
-            self._told.add(why)
-            warnings.warn(f"no engine: {why}; the eager loop decodes instead", UnmaskWarning, stacklevel=3)
-        return not why
-
-    def _by_engine(
-        self,
-        method: Method[Any],
-        prompts: list[list[int]],
-        new_tokens: int,
-        settings: dict[str, list[Any]],
-        streamers: list[Streamer] | None,
-        made: dict[str, Any],
-    ) -> list[Generation]:
-        from unmask.engine.engine import Engine
-
-        longest = max(map(len, prompts))
-        engine = self._engine
-        if engine is None or made != self._made or not engine.suits(method, longest, new_tokens):
-            # A power of two, so that the next call of a little longer prompts finds it large enough.
-            room = 1 << max(6, (longest - 1).bit_length())
-            while room > longest and method.limit(room, new_tokens) > self.model.config.max_positions:
-                room -= 1
-            self._engine = None  # its memory is free before the next one is made
-            sizes: dict[str, Any] = {"max_prompt": room, "max_new_tokens": new_tokens}
-            engine = self._engine = Engine(self, method, **(sizes | made))
-            self._made = made
-        begun = time.perf_counter()
-        requests = []
-        for i, prompt in enumerate(prompts):
-            own = {name: values[i] for name, values in settings.items()}
-            requests.append(engine.add(prompt, id=str(i), streamer=streamers[i] if streamers else None, **own))
-        engine.run()
-        seconds = time.perf_counter() - begun
-        for request in requests:
-            if request.error is not None:
-                raise UnmaskError(request.error)
-        found = [Row(r.canvas, r.open, r.counters or Counters()) for r in requests]
-        return [self._result(p, r, new_tokens, seconds, method) for p, r in zip(prompts, found)]
 
     def _result(self, prompt: list[int], row: Row, new_tokens: int, seconds: float, method: Method[Any]) -> Generation:
         ids = row.canvas[:new_tokens]

@@ -45,11 +45,11 @@ def test_generate_gives_the_same_results_by_the_engine(available, made):
 def test_the_engine_is_kept_for_calls_that_suit_it(available):
     lm = tiny("qwen2-tiny")
     lm.generate([1, 2, 3], max_new_tokens=4, engine=True)
-    first = lm._engine
+    first = lm.keeper.engine
     lm.generate([[4] * 60, [5]], max_new_tokens=4, engine=True)
-    assert lm._engine is first
+    assert lm.keeper.engine is first
     lm.generate([4] * 65, max_new_tokens=4, engine=True)
-    assert lm._engine is not first
+    assert lm.keeper.engine is not first
 
 
 def test_streamers_are_given_prompt_and_text_in_order(available):
@@ -63,9 +63,22 @@ def test_streamers_are_given_prompt_and_text_in_order(available):
     assert any(len(stream.parts) > 2 for stream in streams)
 
 
+def test_the_stream_of_a_request_that_is_given_up_ends():
+    lm = tiny("dream-tiny-eos")
+    made = engine.Engine(lm, "d2f", rows=2, max_prompt=8, max_new_tokens=24, block_size=8)
+    streams = [Streamed(), Streamed()]
+    gone, kept = (made.add([5, 6, 7], streamer=stream) for stream in streams)
+    for _ in range(3):
+        made.step()
+    made.abort(gone)
+    assert streams[0].ended and not streams[1].ended
+    made.run()
+    assert streams[1].ended and kept.canvas
+
+
 def test_without_a_gpu_the_eager_loop_decodes_and_says_so_once():
     lm = tiny("sdar-tiny")
-    lm._told.clear()
+    lm.keeper.told.clear()
     with pytest.warns(UnmaskWarning, match="no engine: it needs a CUDA device, the model is on cpu") as told:
         expected = lm.generate([1, 2, 3], max_new_tokens=8, engine=True)
         assert lm.generate([1, 2, 3], max_new_tokens=8, engine=True).ids == expected.ids

@@ -174,8 +174,9 @@ class Engine:
         return request
 
     def abort(self, request: Request) -> None:
-        """Gives a request up, wherever it stands."""
+        """Gives a request up, wherever it stands; its streamer ends with what it has."""
         self._leave(request, self.scheduler.abort)
+        self._end_stream(request)
 
     def preempt(self, request: Request) -> None:
         """Takes a request's pages and row away; it starts anew when it is its turn, and gives the same tokens."""
@@ -258,6 +259,11 @@ class Engine:
         stop = min([stop, *(i + 1 for i in eos[:1])])
         self._feeders[request](canvas[:stop], is_open[:stop], done)
 
+    def _end_stream(self, request: Request) -> None:
+        """Ends the stream of a request that leaves without its results; those of a finished one are still to come."""
+        if request.status is not Status.FINISHED and request in self._feeders:
+            self._feeders.pop(request).streamer.end()
+
     def _update(self, request: Request, status: list[int]) -> None:
         self._need[request] = max(status[steps.NEED], 1)
         if 0 < status[steps.NEED] < self._planned and len(self.widths) > 1:
@@ -267,6 +273,7 @@ class Engine:
         if status[steps.FAILED]:
             error = f"request {request.id}: logits are not finite; the eager loop says where"
             self._leave(request, lambda r: self.scheduler.fail(r, error))
+            self._end_stream(request)
         elif status[steps.DONE]:
             row, named = request.row, self.batch.named
             self._leaving.append(
