@@ -17,8 +17,9 @@ from unmask.decoding.forward import Facts
 from unmask.decoding.loop import decode
 from unmask.decoding.sampling import Draw
 from unmask.engine.fused import FusedTransformer, fuse
-from unmask.engine.linear import FLOAT8, dequantise, quantise, runs_kernels
+from unmask.engine.linear import FLOAT8, dequantise, quantise
 from unmask.errors import UnmaskError
+from unmask.kernels import runs_kernels
 from unmask.layout import Layout, block_causal, full
 from unmask.models import load_model
 from unmask.models.mlp import MLP

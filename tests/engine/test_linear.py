@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way, dequantise, quantise, runs_kernels
+from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way, dequantise, quantise
 from unmask.engine.tuning import TILES, Card, microseconds, tune, ways
+from unmask.kernels import runs_kernels
 
 H100 = Card(132, 232448, (9, 0))
 CONSUMER = Card(128, 101376, (8, 9))

@@ -9,15 +9,13 @@ logical slots.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from unmask.attention.dense import sdpa
+from unmask.kernels import runs_kernels
 from unmask.layout import Layout, visible
 
 
@@ -88,7 +86,7 @@ def paged_attention(
 
     Padded queries give something finite.
     """
-    if not _use_kernel(q_BWHD.is_cuda):
+    if not runs_kernels(q_BWHD.is_cuda):
         return paged_reference(q_BWHD, k_BWGD, v_BWGD, keys_SGD, values_SGD, view)
     from unmask.kernels.attention import attend
 
@@ -107,12 +105,6 @@ def paged_attention(
         view.layout.lane,
         view.layout.segment,
     )
-
-
-@cache
-def _use_kernel(cuda: bool) -> bool:
-    """Kernels run on a GPU, and anywhere in Triton's interpreter (for tests)."""
-    return (cuda or os.environ.get("TRITON_INTERPRET") == "1") and find_spec("triton") is not None
 
 
 def paged_reference(

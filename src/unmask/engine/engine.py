@@ -28,13 +28,13 @@ from unmask.engine import step as steps
 from unmask.engine.batch import Batch, Used
 from unmask.engine.compiled import compiled
 from unmask.engine.fused import FusedTransformer, fuse
-from unmask.engine.linear import runs_kernels
 from unmask.engine.mirror import Mirror
 from unmask.engine.prefill import Prefills
 from unmask.engine.request import Request, Status
 from unmask.engine.runner import Runner
 from unmask.engine.scheduler import Move, Scheduler
 from unmask.errors import UnmaskError
+from unmask.kernels import runs_kernels
 from unmask.streaming import RowFeeder, Streamer
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from unmask.attention import Attend
 from unmask.attention.paged import paged_attention
 from unmask.cache.paged import PagedWindow
-from unmask.engine.linear import FLOAT8, FastLinear, GatedLinear, runs_kernels
+from unmask.engine.linear import FLOAT8, FastLinear, GatedLinear
 from unmask.engine.linear import quantise as to_float8
 from unmask.engine.tuning import Timing, tune
 from unmask.errors import UnmaskError, unknown
+from unmask.kernels import runs_kernels
 from unmask.models.mlp import MLP
 from unmask.models.network import Network
 from unmask.models.rope import rotate

@@ -8,24 +8,17 @@ Shapes: T tokens, K inputs, N outputs, I inner width of an MLP.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.kernels import runs_kernels
+
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of FLOAT8
-
-
-@cache
-def runs_kernels(cuda: bool) -> bool:
-    """Whether Triton kernels take these tensors: on a GPU, and anywhere in Triton's interpreter (for tests)."""
-    return (cuda or os.environ.get("TRITON_INTERPRET") == "1") and find_spec("triton") is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from unmask.decoding import sampling
 from unmask.decoding.sampling import Draw, ScoreRule, Scores
+from unmask.kernels import runs_kernels
 
 
 def score(logits: Tensor, rule: ScoreRule, draw: Draw, number: Tensor, targets: Tensor) -> Scores:
@@ -54,5 +53,4 @@ def with_carry(logits: Tensor, rows: Tensor, carry: Tensor | None) -> Tensor:
 
 def _kernels(logits: Tensor) -> bool:
     """Whether the Triton kernels can take these logits; on the CPU only if its interpreter was asked for."""
-    asked = logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return asked and logits.numel() > 0 and logits.stride(-1) == 1 and find_spec("triton") is not None
+    return runs_kernels(logits.is_cuda) and logits.numel() > 0 and logits.stride(-1) == 1

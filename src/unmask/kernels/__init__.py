@@ -1,1 +1,13 @@
 """Triton kernels, one noun a file: plain functions on tensors. Nothing else imports Triton."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+
+@cache
+def runs_kernels(cuda: bool) -> bool:
+    """Whether Triton kernels take these tensors: on a GPU, and anywhere in Triton's interpreter (for tests)."""
+    return (cuda or os.environ.get("TRITON_INTERPRET") == "1") and find_spec("triton") is not None
