@@ -119,7 +119,7 @@ class Engine:
             self.parts = compiled(self.parts)
         self.runner = Runner(self.parts, self.batch, graphs=graphs, prepare=self._tune if tune else None)
         self.buckets = _doubling(1, rows)
-        self.widths = _doubling(8, self._planned)
+        self.widths = _doubling(steps.NARROWEST, self._planned)
         self._need: dict[Request, int] = {}
         self._passed: dict[Request, int] = {}
         self._lag = LAG
@@ -255,8 +255,8 @@ class Engine:
     def _feed(self, request: Request, canvas: Tensor, is_open: Tensor, done: bool = False) -> None:
         """Gives a streamer the row [N] up to its first decided end token, or to the end of its text."""
         first, stop = len(request.prompt), len(request.prompt) + request.max_new_tokens
-        eos = [i for i in range(first, stop) if not is_open[i] and int(canvas[i]) in self.lm.facts.eos_ids]
-        stop = min([stop, *(i + 1 for i in eos[:1])])
+        eos = torch.isin(canvas[first:stop], torch.tensor(self.lm.facts.eos_ids)) & ~is_open[first:stop]
+        stop = first + int(eos.int().argmax()) + 1 if bool(eos.any()) else stop
         self._feeders[request](canvas[:stop], is_open[:stop], done)
 
     def _end_stream(self, request: Request) -> None:

@@ -70,11 +70,10 @@ class Prefills:
 
     def run(self, chunks: list[Chunk]) -> Iterator[Entered]:
         """Runs the chunks and gives the requests whose prefill is complete with them."""
-        whole = [c for c in chunks if c.final and c.first == 0]
-        for group in _alike([c.request for c in whole]):
+        for group in _alike([c.request for c in chunks if c.final and c.first == 0]):
             yield from self._enter(group, self._work(group))
         for chunk in chunks:
-            if chunk not in whole:
+            if not chunk.final or chunk.first:
                 yield from self._part(chunk)
 
     def forget(self, request: Request) -> None:

@@ -28,21 +28,25 @@ FLAGS = 4
 """Columns of the status of a row: two flags, how many columns its next forward has, how many tokens are decided without
 a gap; behind these the forwards by kind."""
 STATUS = FLAGS + len(KINDS)
+NARROWEST = 8
+"""Columns of the narrowest step; wider ones double them."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A forward that fits the step. live: rows that take part [B]."""
+    """A forward that fits the step. live: rows that take part [B]. widest: columns that the method's forwards have at
+    most."""
 
     forward: Forward
     live: Tensor
+    widest: int
 
 
 def begin(method: Method[Any], state: State, width: int) -> Planned:
     """What is run in a step of at most `width` columns."""
     planned = method.plan(state)
     live = ~state.done & (columns(planned) <= width)
-    return Planned(cut(planned, width, live), live)
+    return Planned(cut(planned, width, live), live, planned.tokens.shape[1])
 
 
 def finish(
@@ -116,7 +120,8 @@ def prefilled(parts: Parts, state: State, table: Tensor, forward: Forward | None
     status = torch.zeros(len(state.prompt), STATUS, dtype=torch.int32, device=state.canvas.device)
     if forward is None:
         return state, status
-    run = Planned(forward, torch.ones_like(state.done))
+    # How wide the forwards of its steps will be, a prefill does not know: more than one width, then.
+    run = Planned(forward, torch.ones_like(state.done), NARROWEST + 1)
     state, _, scores = _scored(parts, state, run, table)
     bad = _bad(forward, scores)
     state = _ended(parts.method, parts.method.commit(state, forward, scores), bad)
@@ -155,7 +160,9 @@ def _status(method: Method[Any], state: State, old: Tensor, run: Planned, bad: T
     final = torch.where(state.open, index, state.end[:, None]).amin(-1).clamp(max=state.end) - state.prompt
     kinds = torch.arange(len(KINDS), device=device)
     count = (forward.kind[:, None] == kinds) & (live & forward.valid.any(-1))[:, None]
-    need = torch.where(state.done, 0, columns(method.plan(state)))
+    # Where there is one width alone, nobody asks: the next forward need not be planned twice.
+    widest = torch.full_like(state.prompt, run.widest)
+    need = torch.where(state.done, 0, columns(method.plan(state)) if run.widest > NARROWEST else widest)
     flags = torch.stack([state.done.int(), failed, need.int(), final.int()], -1)
     return torch.cat([flags, old[:, FLAGS:] + count.int()], -1)
 

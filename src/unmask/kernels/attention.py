@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmask.kernels.tiling import PROCESSORS, Tiling, choose
+from unmask.kernels.tiling import Tiling, choose, processors
 from unmask.layout import PAD
 
 _PAD = tl.constexpr(PAD)
@@ -58,10 +58,7 @@ def attend(
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(size))
     device = q_BWHD.device
     if tiling is None:
-        processors = PROCESSORS
-        if q_BWHD.is_cuda:
-            processors = torch.cuda.get_device_properties(device).multi_processor_count
-        tiling = choose(rows, width, heads, kv_heads, size, slots, q_BWHD.element_size(), processors)
+        tiling = choose(rows, width, heads, kv_heads, size, slots, q_BWHD.element_size(), processors(device))
     out_BWHD = torch.empty(rows, width, heads, size, dtype=q_BWHD.dtype, device=device)
     splits, part, lse = tiling.splits, out_BWHD, out_BWHD
     if splits > 1:
@@ -181,13 +178,7 @@ def _attend(
     stop = width
     if SKIP:
         latest = tl.max(tl.where(segment_q == _PAD, _LOWEST, order_q), 0)
-        stop = 0
-        for start in range(0, width, _SCAN):
-            w = start + tl.arange(0, _SCAN)
-            order_k = tl.load(order_ptr + at + w, mask=w < width, other=0)
-            segment_k = tl.load(segment_ptr + at + w, mask=w < width, other=_PAD)
-            wanted = (segment_k != _PAD) & (order_k <= latest)
-            stop = tl.maximum(stop, tl.max(tl.where(wanted, w + 1, 0), 0))
+        stop = _window_end(order_ptr + at, segment_ptr + at, width, latest)
 
     # Blocks without a mask, masked ones, blocks of the window: each split takes an equal run of what this row has.
     seen = tl.load(seen_ptr + row)
@@ -256,6 +247,19 @@ def _attend(
     if SPLIT:
         lse = tl.where(total == 0, float("-inf"), best + tl.log2(tl.where(total == 0, 1.0, total)))
         tl.store(lse_ptr + index, lse, mask=real)
+
+
+@triton.jit
+def _window_end(order_ptr: tl.tensor, segment_ptr: tl.tensor, width: tl.tensor, latest: tl.tensor) -> tl.tensor:
+    """One more than the last window key of a row whose order is at most `latest`."""
+    stop = 0
+    for start in range(0, width, _SCAN):
+        w = start + tl.arange(0, _SCAN)
+        order_k = tl.load(order_ptr + w, mask=w < width, other=0)
+        segment_k = tl.load(segment_ptr + w, mask=w < width, other=_PAD)
+        wanted = (segment_k != _PAD) & (order_k <= latest)
+        stop = tl.maximum(stop, tl.max(tl.where(wanted, w + 1, 0), 0))
+    return stop
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 
 MAX_SPLITS = 32
@@ -19,6 +20,11 @@ class Tiling:
     splits: int
     warps: int
     stages: int
+
+
+def processors(device: torch.device) -> int:
+    """Of this GPU; of an H100 where Triton's interpreter runs."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
 
 
 def choose(
