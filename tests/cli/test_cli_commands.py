@@ -145,12 +145,12 @@ def test_demo_solves_its_problem_and_shows_frames_and_counters() -> None:
 
 def test_bench_quality_writes_a_raw_result_file(tmp_path: Path) -> None:
     file = tmp_path / "out" / "quality.json"
-    result = run("bench", "quality", "nano", "--count", "3", "--against", "nano-ar", "--out", str(file))
+    result = run("bench", "quality", "nano", "--count", "2", "--batch", "2", "--against", "nano-ar", "--out", str(file))
     assert result.exit_code == 0
     record = json.loads(file.read_text())
     assert {"schema", "command", "commit", "device", "threads", "results", "answers"} <= set(record)
     nano, base = record["results"]
-    assert nano["problems"] == base["problems"] == 3
+    assert nano["problems"] == base["problems"] == 2
     assert nano["tpf"] > 2 > base["tpf"]
     answers = record["answers"]["nano fast_dllm_v2"]
     assert nano["tokens"] == sum(a["tokens"] for a in answers)

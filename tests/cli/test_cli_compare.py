@@ -54,7 +54,7 @@ def test_without_methods_all_that_are_sound_run() -> None:
 
 
 def test_a_task_adds_the_share_of_right_answers() -> None:
-    asked = ["compare", "nano", "--task", "wordmath", "--count", "1", "-n", "24", "--methods", "fast_dllm_v2"]
+    asked = ["compare", "nano", "--task", "wordmath", "--count", "1", "-n", "8", "--methods", "fast_dllm_v2"]
     result = run(*asked, "--against", "nano-ar")
     head, *rows = result.stdout.splitlines()
     assert result.exit_code == 0 and head.split()[-2:] == ["right", "%"] and "= AR %" in head

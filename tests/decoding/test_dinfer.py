@@ -23,12 +23,13 @@ DECODERS = [{"threshold": 0.6}, {"decoder": "hierarchical"}, {"decoder": "credit
 
 
 def generate(lm, prompt, method="dinfer", **options):
-    fixed = {"max_new_tokens": 24, "block_size": 8, "early_exit": False, "trace": True}
+    """Three blocks of four tokens."""
+    fixed = {"max_new_tokens": 12, "block_size": 4, "early_exit": False, "trace": True}
     return lm.generate(prompt, method=method, **(fixed | options))
 
 
-def decisions(result):
-    return [(s.positions, s.tokens) for s in result.trace]
+def decisions(results):
+    return [[(s.positions, s.tokens) for s in result.trace] for result in results]
 
 
 def kinds(result):
@@ -43,38 +44,30 @@ def settings(rows: int) -> Draw:
 
 
 def test_a_threshold_above_one_is_lladas_sampler_one_token_at_a_time():
-    lm = random_lm(0, "llada")
-    for prompt in random_prompts(0, 2):
-        ours = generate(lm, prompt, cache="none", threshold=1.1, **PLAIN)
-        assert decisions(ours) == decisions(generate(lm, prompt, "masked"))
+    lm, batch = random_lm(0, "llada"), random_prompts(0, 4)
+    ours = generate(lm, batch, cache="none", threshold=1.1, **PLAIN)
+    assert decisions(ours) == decisions(generate(lm, batch, "masked"))
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_without_smoothing_the_threshold_decoder_is_fast_dllm(cache):
-    lm = random_lm(1, "llada", layers=3)
-    for prompt in random_prompts(1, 2):
-        ours = generate(lm, prompt, cache=cache, threshold=0.6, **PLAIN)
-        assert decisions(ours) == decisions(generate(lm, prompt, "fast_dllm", cache=cache, threshold=0.6))
+    lm, batch = random_lm(1, "llada", layers=3), random_prompts(1, 4)
+    ours = generate(lm, batch, cache=cache, threshold=0.6, **PLAIN)
+    assert decisions(ours) == decisions(generate(lm, batch, "fast_dllm", cache=cache, threshold=0.6))
 
 
 def test_hierarchical_with_a_low_threshold_of_one_is_a_strict_threshold():
-    lm = random_lm(2, "llada")
-    for prompt in random_prompts(2, 2):
-        ours = generate(lm, prompt, cache="none", decoder="hierarchical", threshold=0.7, low_threshold=1.0, **PLAIN)
-        other = generate(lm, prompt, "fast_dllm", select="threshold:tau=0.7,strict=true")
-        assert decisions(ours) == decisions(other)
+    lm, batch = random_lm(2, "llada"), random_prompts(2, 4)
+    ours = generate(lm, batch, cache="none", decoder="hierarchical", threshold=0.7, low_threshold=1.0, **PLAIN)
+    assert decisions(ours) == decisions(generate(lm, batch, "fast_dllm", select="threshold:tau=0.7,strict=true"))
 
 
 def test_credit_without_weight_is_the_threshold_decoder_and_with_it_is_not():
-    lm = random_lm(3, "llada")
-    same, other = [], []
-    for prompt in random_prompts(3, 3):
-        plain = decisions(generate(lm, prompt, cache="none", threshold=0.7, **PLAIN))
-        given = {"cache": "none", "decoder": "credit", "threshold": 0.7} | PLAIN
-        same.append(decisions(generate(lm, prompt, credit_alpha=0.0, **given)) == plain)
-        other.append(decisions(generate(lm, prompt, **given)) == plain)
-    assert all(same)
-    assert not all(other)
+    lm, batch = random_lm(3, "llada"), random_prompts(3, 6)
+    plain = decisions(generate(lm, batch, cache="none", threshold=0.7, **PLAIN))
+    given = {"cache": "none", "decoder": "credit", "threshold": 0.7} | PLAIN
+    assert decisions(generate(lm, batch, credit_alpha=0.0, **given)) == plain
+    assert decisions(generate(lm, batch, **given)) != plain
 
 
 # The vicinity cache
@@ -83,29 +76,27 @@ def test_credit_without_weight_is_the_threshold_decoder_and_with_it_is_not():
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("options", DECODERS)
 def test_a_vicinity_of_everything_is_no_cache(options, smoothing):
-    lm = random_lm(4, "llada", layers=3)
-    for prompt in random_prompts(4, 1):
-        wide = generate(lm, prompt, prefix_look=64, after_look=64, smoothing=smoothing, **options)
-        assert decisions(wide) == decisions(generate(lm, prompt, cache="none", smoothing=smoothing, **options))
+    lm, batch = random_lm(4, "llada", layers=3), random_prompts(4, 2)
+    wide = generate(lm, batch, prefix_look=64, after_look=64, smoothing=smoothing, **options)
+    assert decisions(wide) == decisions(generate(lm, batch, cache="none", smoothing=smoothing, **options))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("options", DECODERS)
 def test_a_vicinity_of_nothing_without_warm_up_is_the_dual_cache(options, smoothing):
-    lm = random_lm(5, "llada", layers=3)
-    for prompt in random_prompts(5, 1):
-        none = generate(lm, prompt, prefix_look=0, after_look=0, warmup_steps=0, smoothing=smoothing, **options)
-        dual = generate(lm, prompt, cache="dual", smoothing=smoothing, **options)
-        assert decisions(none) == decisions(dual)
-        assert kinds(none) == kinds(dual)
+    lm, batch = random_lm(5, "llada", layers=3), random_prompts(5, 2)
+    none = generate(lm, batch, prefix_look=0, after_look=0, warmup_steps=0, smoothing=smoothing, **options)
+    dual = generate(lm, batch, cache="dual", smoothing=smoothing, **options)
+    assert decisions(none) == decisions(dual)
+    assert [kinds(r) for r in none] == [kinds(r) for r in dual]
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual", "vicinity"])
 def test_on_one_layer_every_cache_is_exact(cache):
-    lm = random_lm(6, "llada", layers=1)
+    lm, batch = random_lm(6, "llada", layers=1), random_prompts(6, 3)
     for options in DECODERS:
-        plain = decisions(generate(lm, [1, 2, 3], cache="none", **PLAIN, **options))
-        assert decisions(generate(lm, [1, 2, 3], cache=cache, prefix_look=2, after_look=3, **PLAIN, **options)) == plain
+        plain = decisions(generate(lm, batch, cache="none", **PLAIN, **options))
+        assert decisions(generate(lm, batch, cache=cache, prefix_look=2, after_look=3, **PLAIN, **options)) == plain
 
 
 def test_the_window_of_the_papers_example():
@@ -120,16 +111,16 @@ def test_the_window_of_the_papers_example():
 def test_full_forwards_are_the_warm_up_and_one_for_each_block_entered_after_it():
     lm = random_lm(7, "llada")
     given = {"threshold": 1.1} | PLAIN
-    assert kinds(generate(lm, [1, 2], cache="dual", **given)) == ("r" + "w" * 7) * 3
-    assert kinds(generate(lm, [1, 2], warmup_steps=4, **given)) == "ddddrwww" + ("r" + "w" * 7) * 2
+    assert kinds(generate(lm, [1, 2], cache="dual", **given)) == "rwww" * 3
+    assert kinds(generate(lm, [1, 2], warmup_steps=2, **given)) == "ddrw" + "rwww" * 2
     # Block 0 ends inside the warm-up. The official code refreshes the next one twice.
-    assert kinds(generate(lm, [1, 2], warmup_steps=10, **given)) == "d" * 10 + "r" + "w" * 5 + "r" + "w" * 7
-    assert kinds(generate(lm, [1, 2], warmup_steps=99, **given)) == "d" * 24
+    assert kinds(generate(lm, [1, 2], warmup_steps=5, **given)) == "d" * 5 + "rww" + "rwww"
+    assert kinds(generate(lm, [1, 2], warmup_steps=99, **given)) == "d" * 12
 
 
 def test_extra_refreshes_count_iterations_of_refresh_and_window():
     lm = random_lm(8, "llada")
-    given = {"threshold": 1.1, "cache_update_freq": 4} | PLAIN
+    given = {"threshold": 1.1, "cache_update_freq": 4, "block_size": 8} | PLAIN
     assert kinds(generate(lm, [1, 2], cache="prefix", max_new_tokens=16, **given)) == "rwwwwrww" + "rwwrwwww"
 
 
@@ -234,9 +225,9 @@ def test_only_open_positions_are_blended_and_those_outside_the_window_keep_what_
 def test_smoothing_without_weight_is_a_threshold_that_falls_and_without_fall_changes_nothing(cache):
     lm = random_lm(10, "llada")
     given = {"cache": cache, "early_stop": False, "prefix_look": 2, "after_look": 2}
-    for prompt in random_prompts(10, 1):
-        zero = generate(lm, prompt, smoothing_start=0.0, smoothing_growth=0.0, threshold_decay=0.0, **given)
-        assert decisions(zero) == decisions(generate(lm, prompt, smoothing=0.0, threshold=1.0, **given))
+    batch = random_prompts(10, 2)
+    zero = generate(lm, batch, smoothing_start=0.0, smoothing_growth=0.0, threshold_decay=0.0, **given)
+    assert decisions(zero) == decisions(generate(lm, batch, smoothing=0.0, threshold=1.0, **given))
 
 
 @pytest.mark.parametrize("cache", ["none", "vicinity"])
@@ -254,8 +245,8 @@ def test_with_smoothing_a_ragged_batch_equals_each_prompt_alone(cache):
 
 def test_smoothing_changes_the_text():
     lm = random_lm(11, "llada")
-    texts = [[generate(lm, p, cache="none", smoothing=w).ids for p in random_prompts(11, 2)] for w in (0.0, 0.3)]
-    assert texts[0] != texts[1]
+    plain, smooth = (generate(lm, random_prompts(11, 4), cache="none", smoothing=w) for w in (0.0, 0.3))
+    assert [r.ids for r in plain] != [r.ids for r in smooth]
 
 
 # Combinations and refusals
@@ -273,14 +264,14 @@ def test_a_stop_rule_takes_the_rest_of_the_block_and_nothing_else(cache, smoothi
     monkeypatch.setitem(STOPS.known, "second_forward", SecondForward)
     given = {"threshold": 1.1, "early_stop": False, "select": "static"}
     result = generate(random_lm(12, "llada"), [1, 2], cache=cache, smoothing=smoothing, stop="second_forward", **given)
-    assert [len(s.positions) for s in result.trace] == [1, 7] * 3
+    assert [len(s.positions) for s in result.trace] == [1, 3] * 3
 
 
 def test_any_selection_rule_takes_the_decoders_place():
     lm = random_lm(13, "llada")
     for rule in ("entropy:tau=0.5", "margin:tau=0.4", "factor:factor=1", "sequential", "entropy_bounded"):
         result = generate(lm, [1, 2, 3], select=rule, early_stop=False)
-        assert sorted(p for s in result.trace for p in s.positions) == list(range(24))
+        assert sorted(p for s in result.trace for p in s.positions) == list(range(12))
 
 
 def test_models_with_token_shift_and_models_of_blocks_are_refused():

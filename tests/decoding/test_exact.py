@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from checkpoints import tiny
 from unmask.attention.dense import DenseAttention
 from unmask.decoding.loop import TraceStep
 from unmask.layout import Layout, block_causal, causal, full
+from unmask.lm import Generation
 
 EDITING = {"editing": True, "block_size": 8, "threshold": 0.6, "edit_threshold": 0.4, "max_post_steps": 4}
 # Method, checkpoint, options: one entry for each way a method can run.
@@ -82,10 +84,39 @@ def prompts(seed: int, count: int = 4) -> list[list[int]]:
     return [[rng.randrange(170) for _ in range(rng.randint(1, 40))] for _ in range(count)]
 
 
+def of_lengths(seed: int, *lengths: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(170) for _ in range(length)] for length in lengths]
+
+
+PROMPTS = of_lengths(6, 1, 3, 4, 5, 31, 32, 33)
+SEEDS = [1, 1, 2, 3, 4, 5]
+
+
 def generate(name: str, prompt, **more):
     model, options = RUNS[name]
     method = name.split("-")[0]
     return tiny(model).generate(prompt, method=method, **({"max_new_tokens": NEW} | options | more))
+
+
+@cache
+def greedy(name: str, early_exit: bool = True) -> list[Generation]:
+    """PROMPTS, and last a prompt that holds mask ids, decoded together."""
+    mask = tiny(RUNS[name][0]).family.mask_id or 0
+    return generate(name, [*PROMPTS, [5, mask, 9, mask, mask, 7]], trace=True, early_exit=early_exit)
+
+
+@cache
+def sampled(name: str) -> list[Generation]:
+    """A prompt at temperature 0.9, another greedy, a third with each of SEEDS at 1.5 and once with top-k of one."""
+    batch = [PROMPTS[4], PROMPTS[5]] + [PROMPTS[3]] * 7
+    heat, seeds, top_k = [0.9, 0.0] + [1.5] * 6 + [0.7], [11, 0, *SEEDS, 0], [0] * 8 + [1]
+    return generate(name, batch, temperature=heat, seed=seeds, top_k=top_k)
+
+
+def for_each(names):
+    """All tests of a name run one after the other, so that its generations are made once a worker."""
+    return pytest.mark.parametrize("name", names, scope="module")
 
 
 def layout_for(name: str, canvas: list[int], prompt: int) -> Layout:
@@ -123,11 +154,13 @@ def uncached_probability(name: str, canvas: list[int], prompt: int, step: TraceS
     return [(int(allowed[r].argmax()), float(z[r].softmax(-1)[int(allowed[r].argmax())])) for r in rows]
 
 
-@pytest.mark.parametrize("name", [n for n in EXACT if not n.endswith("cfg")])
+MASKED = [n for n in RUNS if not n.startswith("autoregressive")]
+
+
+@for_each([n for n in EXACT if not n.endswith("cfg")])
 def test_cached_decoding_equals_recomputing_everything_at_each_forward(name):
-    batch = prompts(0, 3)
-    for prompt, result in zip(batch, generate(name, batch, trace=True, early_exit=False)):
-        mask = tiny(RUNS[name][0]).family.mask_id or 0
+    for result in greedy(name, early_exit=False)[1:6:2]:  # 3, 5 and 32 tokens
+        prompt, mask = result.prompt_ids, tiny(RUNS[name][0]).family.mask_id or 0
         canvas = prompt + [mask] * 256
         for step in result.trace:
             if not step.positions:
@@ -139,53 +172,48 @@ def test_cached_decoding_equals_recomputing_everything_at_each_forward(name):
                 canvas[p + len(prompt)] = t
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_ragged_batch_equals_each_prompt_alone(name):
-    batch, heat, seeds = prompts(2, 3), [0.9, 0.0, 0.9], [11, 12, 13]
-    together = generate(name, batch, temperature=heat, seed=seeds)
-    for prompt, temperature, seed, row in zip(batch, heat, seeds, together):
-        alone = generate(name, prompt, temperature=temperature, seed=seed)
-        assert row.ids == alone.ids
-        assert row.counters.forwards == alone.counters.forwards
+@for_each(RUNS)
+def test_a_row_of_a_ragged_batch_is_the_same_alone_and_among_others(name):
+    hot, cold = sampled(name)[:2]
+    alone, among_others = generate(name, PROMPTS[4], temperature=0.9, seed=11), greedy(name)[5]
+    for row, other in ((hot, alone), (cold, among_others)):
+        assert row.ids == other.ids
+        assert row.counters.forwards == other.counters.forwards
 
 
-@pytest.mark.parametrize("name", RUNS)
+@for_each(RUNS)
 def test_sampling_depends_on_the_seed_and_on_nothing_else(name):
-    prompt = prompts(3, 1)[0]
-    rows = generate(name, [prompt] * 6, temperature=1.5, seed=[1, 1, 2, 3, 4, 5])
+    rows = sampled(name)[2:8]
     assert rows[0].ids == rows[1].ids
     assert any(row.ids != rows[0].ids for row in rows[2:])
 
 
-@pytest.mark.parametrize("name", RUNS)
+@for_each(RUNS)
 def test_top_k_of_one_at_any_temperature_is_greedy(name):
     if name.startswith(("masked-dream", "sched-dream")):
         pytest.skip("top-k filters Dream's ranking, so the order changes")
     if name.startswith(("d2f", "lopa", "fast_dllm_v2", "fast_dllm-dream", "llada2")):
         pytest.skip("the confidence after filtering is 1, so everything is accepted")
-    prompt = prompts(4, 1)[0]
-    assert generate(name, prompt, temperature=0.7, top_k=1).ids == generate(name, prompt).ids
+    assert sampled(name)[8].ids == greedy(name)[3].ids
 
 
-@pytest.mark.parametrize("name", RUNS)
+@for_each(RUNS)
 def test_early_exit_never_changes_the_text(name):
-    batch = prompts(5, 4)
-    for short, long in zip(generate(name, batch), generate(name, batch, early_exit=False)):
+    for short, long in zip(greedy(name), greedy(name, early_exit=False)):
         assert short.ids == long.ids
         assert short.finish_reason == long.finish_reason
         assert sum(short.counters.forwards.values()) <= sum(long.counters.forwards.values())
 
 
-@pytest.mark.parametrize("name", [n for n in RUNS if not n.startswith("autoregressive")])
+@for_each(MASKED)
 def test_mask_ids_inside_the_prompt_are_text_and_are_never_produced(name):
-    mask = tiny(RUNS[name][0]).family.mask_id
-    prompt = [5, mask, 9, mask, mask, 7]
-    result = generate(name, prompt, trace=True)
+    mask, result = tiny(RUNS[name][0]).family.mask_id, greedy(name)[-1]
+    assert result.prompt_ids.count(mask) == 3
     assert mask not in result.ids
     assert all(p >= 0 for step in result.trace for p in step.positions)
 
 
-@pytest.mark.parametrize("name", [n for n in RUNS if not n.startswith("autoregressive")])
+@for_each(MASKED)
 def test_a_model_that_wants_to_say_mask_still_ends_without_saying_it(name):
     lm = tiny(RUNS[name][0])
     head = lm.model.model.embed_tokens.weight if lm.model.lm_head is None else lm.model.lm_head.weight
@@ -195,18 +223,17 @@ def test_a_model_that_wants_to_say_mask_still_ends_without_saying_it(name):
         head[mask] = head.mean(0) + 0.05 * saved
         head[mask] *= 20
     try:
-        result = generate(name, [3, 4, 5, 6, 7])
+        result = generate(name, [3, 4, 5, 6, 7], max_new_tokens=8)
     finally:
         with torch.no_grad():
             head[mask] = saved
     assert mask not in result.ids
-    assert 1 <= len(result.ids) <= NEW
+    assert 1 <= len(result.ids) <= 8
 
 
-@pytest.mark.parametrize("name", RUNS)
+@for_each(RUNS)
 def test_every_prompt_length_gives_at_most_the_tokens_asked_for(name):
-    batch = [[(7 * i + 3) % 170 for i in range(length)] for length in (1, 3, 4, 5, 31, 32, 33)]
-    for prompt, result in zip(batch, generate(name, batch, trace=True)):
+    for prompt, result in zip(PROMPTS, greedy(name)):
         fixed = [p for step in result.trace for p in step.positions]
         assert len(fixed) == len(set(fixed))  # nothing is decided twice
         assert set(range(len(result.ids))) <= set(fixed)

@@ -26,18 +26,19 @@ def pairs(result):
 
 def test_fast_dllm_v2_with_blocks_of_one_is_autoregressive_decoding_of_the_same_weights():
     lm = tiny("fast-dllm-v2-tiny")
-    for prompt in prompts(0, 6):
-        ours = lm.generate(prompt, method="fast_dllm_v2", block_size=1, max_new_tokens=24)
-        base = lm.generate(prompt, method="autoregressive", max_new_tokens=24)
+    ones, bases = (
+        lm.generate(prompts(0, 6), max_new_tokens=16, **method)
+        for method in ({"method": "fast_dllm_v2", "block_size": 1}, {"method": "autoregressive"})
+    )
+    for ours, base in zip(ones, bases):
         assert ours.ids == base.ids
         assert ours.counters.forwards["denoise"] == 0
         assert ours.counters.decode_forwards == base.counters.decode_forwards
 
 
 def test_d2f_with_blocks_of_one_and_token_shift_is_greedy_decoding_behind_a_bidirectional_prompt():
-    lm = tiny("dream-tiny")
-    for prompt in prompts(1, 4):
-        one = lm.generate(prompt, method="d2f", block_size=1, max_new_tokens=12, add_threshold=1.0, trace=True)
+    same = {"method": "d2f", "block_size": 1, "max_new_tokens": 12, "add_threshold": 1.0, "trace": True}
+    for one in tiny("dream-tiny").generate(prompts(1, 4), **same):
         assert [s.positions for s in one.trace] == [[i] for i in range(len(one.ids))]
 
 
@@ -63,19 +64,16 @@ def test_masked_without_guidance_equals_weight_zero_and_one_block_equals_none():
 
 def test_masked_guidance_changes_the_text():
     lm = tiny("llada-tiny")
-    found = [
-        lm.generate(p, method="masked", max_new_tokens=16, cfg_scale=w).ids for p in prompts(3, 4) for w in (0.0, 2.0)
-    ]
-    assert any(found[i] != found[i + 1] for i in range(0, len(found), 2))
+    plain, guided = (lm.generate(prompts(3, 4), method="masked", max_new_tokens=16, cfg_scale=w) for w in (0.0, 2.0))
+    assert [r.ids for r in plain] != [r.ids for r in guided]
 
 
 def test_d2f_that_activates_every_block_at_once_is_the_single_state_pipeline():
     lm = tiny("llada-tiny")
-    for prompt in prompts(4, 3):
-        same = {"method": "d2f", "block_size": 4, "max_new_tokens": 24, "threshold": 0.8, "early_exit": False}
-        a = lm.generate(prompt, add_threshold=0.5, activate_threshold=0.5, trace=True, **same)
-        b = lm.generate(prompt, add_threshold=0.5, activate_threshold=0.0, trace=True, **same)
-        assert pairs(a) == pairs(b)
+    same = {"method": "d2f", "block_size": 4, "max_new_tokens": 24, "threshold": 0.8, "early_exit": False}
+    same |= {"add_threshold": 0.5, "trace": True}
+    two, one = (lm.generate(prompts(4, 3), activate_threshold=x, **same) for x in (0.5, 0.0))
+    assert [pairs(r) for r in two] == [pairs(r) for r in one]
 
 
 def test_d2f_with_one_block_never_commits():
@@ -84,17 +82,18 @@ def test_d2f_with_one_block_never_commits():
 
 
 def test_d2f_needs_its_carry_row(monkeypatch):
-    lm = tiny("dream-tiny")
-    batch = prompts(5, 6)
-    right = [lm.generate(p, method="d2f", block_size=4, max_new_tokens=24).ids for p in batch]
-    commit = D2F.commit
+    def texts():
+        rows = tiny("dream-tiny").generate(prompts(5, 6), method="d2f", block_size=4, max_new_tokens=24)
+        return [row.ids for row in rows]
+
+    right, commit = texts(), D2F.commit
 
     def forgetful(self, state, forward, scores):
         state = commit(self, state, forward, scores)
         return replace(state, carry=torch.zeros_like(state.carry))
 
     monkeypatch.setattr(D2F, "commit", forgetful)
-    assert [lm.generate(p, method="d2f", block_size=4, max_new_tokens=24).ids for p in batch] != right
+    assert texts() != right
 
 
 def one_layer(lm: LM, seed: int) -> LM:
@@ -109,17 +108,15 @@ def one_layer(lm: LM, seed: int) -> LM:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_sub_block_cache_is_exact_on_one_layer(seed):
     """Keys of the first layer depend on their own token alone, so only the sub-block's own keys may change."""
-    lm = one_layer(tiny("fast-dllm-v2-tiny"), seed)
-    for prompt in prompts(seed, 3):
-        same = {"method": "fast_dllm_v2", "max_new_tokens": 64, "threshold": 0.5}
-        cached = lm.generate(prompt, sub_block_cache=True, **same)
-        assert cached.ids == lm.generate(prompt, **same).ids
+    lm, batch = one_layer(tiny("fast-dllm-v2-tiny"), seed), prompts(seed, 3)
+    same = {"method": "fast_dllm_v2", "max_new_tokens": 64, "threshold": 0.5}
+    for cached, plain in zip(lm.generate(batch, sub_block_cache=True, **same), lm.generate(batch, **same)):
+        assert cached.ids == plain.ids
         assert cached.counters.forwards["window"] > 0
 
 
 def test_the_sub_block_cache_is_not_exact_on_deeper_models_and_is_off_by_default():
     lm = tiny("fast-dllm-v2-tiny")
-    same = {"method": "fast_dllm_v2", "max_new_tokens": 64}
-    batch = prompts(9, 6)
-    cached = [lm.generate(p, sub_block_cache=True, **same).ids for p in batch]
-    assert cached != [lm.generate(p, **same).ids for p in batch]
+    same, batch = {"method": "fast_dllm_v2", "max_new_tokens": 64}, prompts(9, 6)
+    cached = lm.generate(batch, sub_block_cache=True, **same)
+    assert [r.ids for r in cached] != [r.ids for r in lm.generate(batch, **same)]

@@ -40,11 +40,11 @@ def test_what_a_stop_takes_is_the_best_token_at_any_temperature():
 def test_a_threshold_never_reached_gives_the_vanilla_sampler(name, options):
     lm, same = tiny(name), {"max_new_tokens": 16, "trace": True, "early_exit": False} | options
     plain = {"algorithm": "entropy", "schedule": "even"} if name == "dream-tiny" else {}
-    for prompt in random_prompts(0, 2):
-        base = lm.generate(prompt, method="masked", **(plain | same))
-        never = {"sched": {"high": 1e6, "low": 1e6}, "prophet": {"high": 1e6, "middle": 1e6, "low": 1e6}}
-        for method, levels in never.items():
-            assert steps_of(lm.generate(prompt, method=method, **levels, **same)) == steps_of(base)
+    batch = random_prompts(0, 2)
+    base = [steps_of(r) for r in lm.generate(batch, method="masked", **(plain | same))]
+    never = {"sched": {"high": 1e6, "low": 1e6}, "prophet": {"high": 1e6, "middle": 1e6, "low": 1e6}}
+    for method, levels in never.items():
+        assert [steps_of(r) for r in lm.generate(batch, method=method, **levels, **same)] == base
 
 
 @pytest.mark.parametrize("name", ["dream-tiny", "llada-tiny"])
@@ -118,23 +118,22 @@ BLOCKS = {
 def test_on_blocks_it_stops_inside_a_block_and_leaves_no_masks(method, stop):
     name, options = BLOCKS[method]
     saved = 0
-    for seed in range(2):
-        lm, batch = random_lm(seed, name, layers=1, block=options.get("block_size")), random_prompts(seed, 3)
-        same = {"method": method, "max_new_tokens": 12, "trace": True, "early_exit": False} | options
-        for plain, ours in zip(lm.generate(batch, **same), lm.generate(batch, stop=stop, **same)):
-            saved += sum(plain.counters.forwards.values()) - sum(ours.counters.forwards.values())
-            fixed = [p for s in ours.trace for p in s.positions]
-            assert len(fixed) == len(set(fixed))
-            assert set(range(len(ours.ids))) <= set(fixed)
-            assert len(ours.ids) == 12 or ours.finish_reason == "stop"
-            assert lm.family.mask_id not in ours.ids
-            if method == "masked":
-                continue
-            size = options.get("sub_block_size", 4)
-            grid = 0 if method in ("fast_dllm", "dinfer") else len(ours.prompt_ids)
-            for s in ours.trace:  # what one forward decides lies in one block, but for a block's first token
-                decided = [p + grid for p in s.positions if s.kind not in ("prefill", "commit")]
-                assert len({p // size for p in decided}) <= 1
+    lm, batch = random_lm(0, name, layers=1, block=options.get("block_size")), random_prompts(0, 6)
+    same = {"method": method, "max_new_tokens": 12, "trace": True, "early_exit": False} | options
+    for plain, ours in zip(lm.generate(batch, **same), lm.generate(batch, stop=stop, **same)):
+        saved += sum(plain.counters.forwards.values()) - sum(ours.counters.forwards.values())
+        fixed = [p for s in ours.trace for p in s.positions]
+        assert len(fixed) == len(set(fixed))
+        assert set(range(len(ours.ids))) <= set(fixed)
+        assert len(ours.ids) == 12 or ours.finish_reason == "stop"
+        assert lm.family.mask_id not in ours.ids
+        if method == "masked":
+            continue
+        size = options.get("sub_block_size", 4)
+        grid = 0 if method in ("fast_dllm", "dinfer") else len(ours.prompt_ids)
+        for s in ours.trace:  # what one forward decides lies in one block, but for a block's first token
+            decided = [p + grid for p in s.positions if s.kind not in ("prefill", "commit")]
+            assert len({p // size for p in decided}) <= 1
     assert saved > 0
 
 
