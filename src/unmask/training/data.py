@@ -194,6 +194,7 @@ def build_batch(samples: Samples, rows: Sequence[Sequence[int]], form: Format) -
     segment = np.full(shape, PAD, np.int64)
     positions = np.zeros(shape, np.int64)
     sample = np.full(shape, -1, np.int64)
+    prompt, answer = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for r, row in enumerate(rows):
         at = 0
         for number, n in enumerate(row):
@@ -207,5 +208,7 @@ def build_batch(samples: Samples, rows: Sequence[Sequence[int]], form: Format) -
                 tokens[r, at + len(ids) : end] = labels[r, at + len(ids) : end] = form.end_id
             segment[r, at:end], sample[r, at:end] = number, n
             positions[r, at:end] = np.arange(end - at)
+            prompt[r, at:end] = samples.prompts[n]
+            answer[r, at:end] = (labels[r, at:end] != IGNORE).sum()
             at = end
-    return Batch(*(torch.from_numpy(x) for x in (tokens, labels, segment, positions, sample)))
+    return Batch(*(torch.from_numpy(x) for x in (tokens, labels, segment, positions, sample, prompt, answer)))

@@ -15,7 +15,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,9 +26,9 @@ from torch import Tensor
 from unmask.training.config import TrainConfig
 from unmask.training.data import Format, Packed, Samples, load_samples, pack
 from unmask.training.noise import Noise
-from unmask.training.objective import Objective, Supervised
+from unmask.training.objective import Objective
 from unmask.training.recipes import make_recipe
-from unmask.training.recipes.base import Recipe
+from unmask.training.recipes.base import Recipe, Supervised, Terms
 from unmask.training.setup import build_network, load_tokenizer, save_checkpoint
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The rows of one update that fall to this process: one `Supervised` a forward, and their targets' count."""
+    """The rows of one update that fall to this process: one `Supervised` a forward, and their summed normalisers."""
 
     number: int
     forwards: list[Supervised]
-    normaliser: float
+    normalisers: dict[str, float]
     tokens: int
 
 
@@ -66,7 +66,7 @@ class Source:
             views = [self.recipe.views(self.data.batch(group), noise) for group in groups]
             forwards = [Supervised.of(view) for view in views]
             tokens = sum(view.tokens.numel() for view in views)
-            yield Step(number, forwards, sum(view.normaliser for view in views), tokens)
+            yield Step(number, forwards, sums(view.normalisers for view in views), tokens)
 
     def validation(self) -> Iterator[Supervised]:
         """The validation rows, always with the same noise; the last batch is filled with empty rows."""
@@ -76,6 +76,15 @@ class Source:
         for at in range(0, len(rows), size):
             noise = Noise(self.config.seed + 1)
             yield Supervised.of(self.recipe.views(self.held.batch(rows[at : at + size]), noise))
+
+
+def sums(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The values of each name added up."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
@@ -155,7 +164,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # DDP averages gradients over the processes; the sum is wanted.
-        scale = self.accelerator.num_processes / self._total(step.normaliser)
+        ranks = self.accelerator.num_processes
+        scale = {name: ranks / max(self._total(value), 1e-8) for name, value in step.normalisers.items()}
         loss = torch.zeros((), device=self.accelerator.device)
         for index, forward in enumerate(step.forwards):
             batch = forward.to(self.accelerator.device)
@@ -170,8 +180,9 @@ class Trainer:
         self.done = step.number + 1
         return loss, torch.as_tensor(norm)
 
-    def _backward(self, batch: Supervised, scale: float) -> Tensor:
-        loss = self.objective(batch)[0] * scale
+    def _backward(self, batch: Supervised, scale: Mapping[str, float]) -> Tensor:
+        terms: Terms = self.objective(batch)
+        loss = torch.stack([value * scale[name] for name, value in terms.sums.items()]).sum()
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -192,16 +203,20 @@ class Trainer:
 
         In training mode and with gradients on, which changes nothing (no dropout): one compiled graph serves.
         """
-        loss = right = count = normaliser = samples = wrong = 0.0
+        right = count = samples = wrong = 0.0
+        losses: list[dict[str, float]] = []
+        normalisers: list[Mapping[str, float]] = []
         for batch in batches:
             batch = batch.to(self.accelerator.device)
-            value, hits = self.objective(batch)
-            loss, normaliser = loss + float(value.detach()), normaliser + batch.normaliser
-            right, count = right + int(hits.sum()), count + len(hits)
+            terms: Terms = self.objective(batch)
+            losses.append({name: float(value.detach()) for name, value in terms.sums.items()})
+            normalisers.append(batch.normalisers)
+            right, count = right + int(terms.right.sum()), count + len(terms.right)
             sample = _sample_of(batch)
-            samples, wrong = samples + len(sample.unique()), wrong + len(sample[~hits].unique())
+            samples, wrong = samples + len(sample.unique()), wrong + len(sample[~terms.right].unique())
+        over = sums(normalisers)
         return {
-            "validation_loss": loss / max(normaliser, 1),
+            "validation_loss": sum(value / max(over[name], 1e-8) for name, value in sums(losses).items()),
             "token_accuracy": right / max(count, 1),
             "sample_accuracy": 1 - wrong / max(samples, 1),
         }
@@ -275,7 +290,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    trainer = Trainer(config, accelerator, Objective(network, config.attention, config.compile))
+    trainer = Trainer(
+        config, accelerator, Objective(network, recipe, attention=config.attention, compiled=config.compile)
+    )
     state = Path(config.output) / STATE
     resumed = config.resume and state.is_file()
     if resumed:

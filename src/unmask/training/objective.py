@@ -1,13 +1,11 @@
-"""The one loss of all recipes: cross-entropy on the supervised rows alone, weighted, summed, in float32."""
+"""The networks of a run as one module whose forward is the recipe's loss: what DDP, FSDP and compilers wrap."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.attention import Attend
@@ -16,60 +14,34 @@ from unmask.attention.flex import FlexAttention
 from unmask.errors import UnmaskError
 from unmask.layout import Layout
 from unmask.models.network import Network
-from unmask.training.recipes.base import IGNORE, View
-
-
-@dataclass(frozen=True, slots=True)
-class Supervised:
-    """A view made ready for the device: S supervised rows out of N * W.
-
-    Args:
-        tokens: [N, W].
-        layout: [N, W] or [W].
-        index: [S], where the supervised rows are in the flattened [N * W].
-        targets, weights: [S].
-        normaliser: see `View`.
-    """
-
-    tokens: Tensor
-    layout: Layout
-    index: Tensor
-    targets: Tensor
-    weights: Tensor
-    normaliser: float
-
-    @classmethod
-    def of(cls, view: View) -> Supervised:
-        index = (view.targets.flatten() != IGNORE).nonzero().squeeze(1)
-        targets, weights = view.targets.flatten()[index], view.weights.flatten()[index]
-        return cls(view.tokens, view.layout, index, targets, weights, view.normaliser)
-
-    def to(self, device: torch.device) -> Supervised:
-        """On the device; from pinned memory without waiting."""
-
-        def move(x: Tensor) -> Tensor:
-            if device.type == "cuda" and x.device.type == "cpu":
-                return x.contiguous().pin_memory().to(device, non_blocking=True)
-            return x.to(device)
-
-        layout = self.layout
-        moved = Layout(*(move(x) for x in (layout.order, layout.lane, layout.segment, layout.positions)))
-        return replace(
-            self,
-            tokens=move(self.tokens),
-            layout=moved,
-            index=move(self.index),
-            targets=move(self.targets),
-            weights=move(self.weights),
-        )
+from unmask.training.recipes.base import Recipe, Supervised, Terms
+from unmask.training.states import States
 
 
 class Objective(nn.Module):
-    """The network with its loss. `compiled` compiles the network below the head; its shapes must stay the same."""
+    """The network with its loss; the `Models` that the recipe's loss calls.
 
-    def __init__(self, network: Network, attention: str = "dense", compiled: bool = False) -> None:
+    Args:
+        network: the one that is trained.
+        recipe: gives the loss.
+        teacher: a frozen network for recipes that want one.
+        attention: "dense" or "flex".
+        compiled: compiles the network below the head; its shapes must stay the same.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        teacher: Network | None = None,
+        attention: str = "dense",
+        compiled: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
+        self.recipe = recipe
+        self.frozen = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self.modules_of_recipe = nn.ModuleDict(recipe.modules(network))
         self.attention = attention
         self.compiled = compiled
         hidden: Callable[..., Any] = network.hidden
@@ -83,13 +55,28 @@ class Objective(nn.Module):
             raise UnmaskError("attention 'flex' needs a GPU; use 'dense' on a CPU")
         return FlexAttention(layout, inside_compile=self.compiled)
 
-    def forward(self, batch: Supervised) -> tuple[Tensor, Tensor]:
-        """(weighted sum of the cross-entropies, for each of the S rows whether its best token is the target)."""
-        layout = batch.layout
+    def student(self, tokens: Tensor, layout: Layout, index: Tensor | None = None) -> States:
+        """See `Models`."""
+        return self._states(self.network, self._hidden, tokens, layout, index)
+
+    def teacher(self, tokens: Tensor, layout: Layout, index: Tensor | None = None) -> States:
+        """See `Models`."""
+        assert self.frozen is not None, "the recipe does not say that it wants a teacher"
+        with torch.no_grad():
+            return self._states(self.frozen, self.frozen.hidden, tokens, layout, index).detach()
+
+    def module(self, name: str) -> nn.Module:
+        """See `Models`."""
+        return self.modules_of_recipe[name]
+
+    def _states(
+        self, network: Network, hidden: Callable[..., Tensor], tokens: Tensor, layout: Layout, index: Tensor | None
+    ) -> States:
         if layout.order.dim() == 1 and self.attention == "flex":
-            layout = layout.batch(len(batch.tokens))
-        positions = layout.positions.expand_as(batch.tokens)
-        hidden_NWC = self._hidden(batch.tokens, positions, self.attend(layout))
-        logits_SV = self.network.head(hidden_NWC.flatten(0, 1)[batch.index]).float()
-        losses = F.cross_entropy(logits_SV, batch.targets, reduction="none")
-        return (losses * batch.weights).sum(), logits_SV.detach().argmax(-1) == batch.targets
+            layout = layout.batch(len(tokens))
+        hidden_SC = hidden(tokens, layout.positions.expand_as(tokens), self.attend(layout)).flatten(0, 1)
+        return States(hidden_SC if index is None else hidden_SC[index], network.head, network.config.vocab_size)
+
+    def forward(self, batch: Supervised) -> Terms:
+        """The recipe's terms of one forward."""
+        return self.recipe.loss(self, batch)

@@ -16,7 +16,7 @@ What differs from the official code, on purpose:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,14 +24,14 @@ from torch import Tensor
 from unmask.errors import UnmaskError, unknown
 from unmask.layout import Layout, doubled
 from unmask.training.noise import Noise
-from unmask.training.recipes.base import IGNORE, Batch, View, previous_row_targets
+from unmask.training.recipes.base import IGNORE, Batch, Recipe, View, previous_row_targets
 
 Weight = Literal["one", "inverse"]
 _LEVEL, _TOKEN = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class FastDllmV2:
+class FastDllmV2(Recipe):
     """The recipe's options."""
 
     mask_id: int
@@ -57,6 +57,10 @@ class FastDllmV2:
     @property
     def block(self) -> int:
         return self.block_size
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        return {"method": "fast_dllm_v2", "block_size": self.block_size}
 
     def views(self, batch: Batch, noise: Noise) -> View:
         p_BL = self.mask_probability(batch, noise)
@@ -90,7 +94,7 @@ class FastDllmV2:
             layout=self._layout(batch, len(masks)),
             targets=torch.cat([noisy_targets, clean_targets], dim=1),
             weights=torch.cat([weights, torch.full_like(weights, self.clean_weight)], dim=1),
-            normaliser=int((noisy_targets != IGNORE).sum()),
+            normalisers={"loss": int((noisy_targets != IGNORE).sum())},
         )
 
     def _weights(self, p_BL: Tensor, views: int) -> Tensor:
