@@ -138,11 +138,13 @@ def test_packed_samples_train_as_in_rows_of_their_own(network, recipe):
         segment=torch.tensor([[0] * 32 + [1] * 32]),
         positions=whole.positions.reshape(1, 64),
         sample=sample.reshape(1, 64),
+        prompt=whole.prompt.reshape(1, 64),
+        answer=whole.answer.reshape(1, 64),
     )
     losses = []
     for batch in (apart, joined):
         view = recipe.views(batch, Noise(0))
-        losses.append(float(loss_of(network, recipe, view)))
+        losses.append(loss_of(network, recipe, view).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
