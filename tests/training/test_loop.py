@@ -1,66 +1,17 @@
 """The loop: learns, does not care how a step is cut, resumes exactly, leaves a checkpoint that loads."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from unmask.models.checkpoint import load_model
-from unmask.training.config import from_mapping
-from unmask.training.loop import prefetch, rate, run
-from unmask.training.plot import draw, read_log
+from unmask.training.log import read_log
+from unmask.training.loop import run
+from unmask.training.optimizer import rate
+from unmask.training.step import prefetch
 
-TOKENIZER = Path(__file__).parents[2] / "configs" / "nano" / "tokenizer"
-NANO = json.loads((TOKENIZER.parent / "model" / "config.json").read_text())
-SMALL = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 DIFFUSION = {"name": "fast_dllm_v2", "block_size": 16, "clean_weight": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def make(tmp_path):
-    """A config for a tiny model, by name of its output folder."""
-    model = tmp_path / "config.json"
-    model.write_text(json.dumps({**NANO, **SMALL}))
-
-    def config(name, **changes):
-        values = {
-            "recipe": {"name": "autoregressive"},
-            "model": str(model),
-            "tokenizer": str(TOKENIZER),
-            "output": str(tmp_path / name),
-            "problems": 120,
-            "row_tokens": 192,
-            "rows_per_step": 8,
-            "rows_per_forward": 8,
-            "steps": 4,
-            "learning_rate": 5e-3,
-            "warmup_steps": 2,
-            "eval_problems": 12,
-            "eval_every": 100,
-            "log_every": 1,
-            "workers": 1,
-            "dtype": "float32",
-            "fill_end": changes.get("recipe", {}).get("name") == "fast_dllm_v2",
-            **changes,
-        }
-        return from_mapping({k: v for k, v in values.items() if v is not None})
-
-    return config
 
 
 def weights(config):
@@ -158,11 +109,3 @@ def test_prefetching_keeps_the_order_and_raises_what_the_thread_raised():
     assert next(items) == 1
     with pytest.raises(RuntimeError, match="no more"):
         next(items)
-
-
-def test_the_log_can_be_drawn(make, tmp_path):
-    pytest.importorskip("matplotlib")
-    config = make("drawn", steps=2)
-    run(config)
-    draw([Path(config.output) / "log.jsonl"], tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").stat().st_size > 1000

@@ -19,16 +19,22 @@ from torch.utils.checkpoint import checkpoint
 from unmask.layout import Layout
 
 PIECE = 2**26
-"""Logits of one piece: 256 MB in float32."""
+"""Logits of one piece: 256 MB in float32; more on a GPU with much memory (`piece_of`)."""
+SHARE = 320
+"""A piece has at most one logit for so many bytes of a GPU's memory, 1 GB in float32 on 80 GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Hidden states [S, C] with the head that turns them into logits [S, V]."""
+    """Hidden states [S, C] with the head that turns them into logits [S, V].
+
+    compiled: head and scores are compiled into one, so that logits pass through memory less often.
+    """
 
     hidden: Tensor
     head: Callable[[Tensor], Tensor]
     vocabulary: int
+    compiled: bool = False
 
     def __getitem__(self, index: Tensor) -> States:
         return replace(self, hidden=self.hidden[index])
@@ -42,6 +48,13 @@ class States:
                 return head(hidden)
 
         return replace(self, hidden=self.hidden.detach(), head=quiet)
+
+
+def piece_of(device: torch.device) -> int:
+    """Logits of one piece: each piece reads the whole head again."""
+    if device.type != "cuda":
+        return PIECE
+    return max(PIECE, torch.cuda.get_device_properties(device).total_memory // SHARE)
 
 
 class Models(Protocol):
@@ -72,18 +85,19 @@ def score_rows(score: Callable[..., dict[str, Tensor]], states: Sequence[States]
         The same names with tensors [S].
     """
     count = len(states[0].hidden)
-    size = max(1, PIECE // (states[0].vocabulary * len(states)))
+    size = max(1, piece_of(states[0].hidden.device) // (states[0].vocabulary * len(states)))
 
     def run(*tensors: Tensor) -> dict[str, Tensor]:
         logits = [s.head(h).float() for s, h in zip(states, tensors)]
         return score(*logits, *tensors[len(states) :])
 
+    scored = torch.compile(run, dynamic=True) if states[0].compiled else run
     every = [s.hidden for s in states] + list(given)
     pieces: list[dict[str, Any]] = []
     for at in range(0, max(count, 1), size):
         piece = [x[at : at + size] for x in every]
         if count <= size or not torch.is_grad_enabled():
-            pieces.append(run(*piece))
+            pieces.append(scored(*piece))
         else:
-            pieces.append(checkpoint(run, *piece, use_reentrant=False))
+            pieces.append(checkpoint(scored, *piece, use_reentrant=False, preserve_rng_state=False))
     return {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}

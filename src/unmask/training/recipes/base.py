@@ -10,7 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from unmask.training.noise import Noise
 from unmask.training.states import Models, score_rows
 
 IGNORE = -100
+Stage = Literal["sft", "pretrain"]
+"""What is noised and learnt: the answers behind clean prompts, or every token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,19 @@ class Supervised:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast one of `Recipe.modules` learns, in multiples of the network's.
+
+    Args:
+        rate: of the learning rate.
+        clip: of the largest norm of the gradient; modules are clipped each by itself.
+    """
+
+    rate: float = 1.0
+    clip: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What a loss returns.
 
@@ -176,18 +192,35 @@ class Recipe(ABC):
         del network
         return {}
 
+    def pace(self) -> dict[str, Pace]:
+        """How fast each of `modules` learns; one that is not named learns as the network does."""
+        return {}
 
-def cross_entropy(models: Models, view: Supervised, name: str = "loss") -> Terms:
-    """The weighted sum of the supervised rows' cross-entropies as the one term `name`."""
+
+def cross_entropy(models: Models, view: Supervised, name: str = "loss", ban: int | None = None) -> Terms:
+    """The weighted sum of the supervised rows' cross-entropies as the one term `name`; `ban`: see `token_losses`."""
     states = models.student(view.tokens, view.layout, view.index)
-    rows = score_rows(token_losses, [states], view.targets)
+    rows = score_rows(partial(token_losses, ban=ban), [states], view.targets)
     return Terms({name: (rows["loss"] * view.weights).sum()}, rows["right"])
 
 
-def token_losses(logits_SV: Tensor, targets_S: Tensor) -> dict[str, Tensor]:
-    """`loss` (cross-entropy) and `right` of each row."""
+def token_losses(logits_SV: Tensor, targets_S: Tensor, ban: int | None = None) -> dict[str, Tensor]:
+    """`loss` (cross-entropy) and `right` of each row.
+
+    `ban`: token id taken out of the softmax (the mask, where a network is defined by SUBS: it never predicts it).
+    """
+    if ban is not None:
+        column = torch.arange(logits_SV.shape[1], device=logits_SV.device) == ban
+        logits_SV = logits_SV.masked_fill(column, -torch.inf)
     losses = F.cross_entropy(logits_SV, targets_S, reduction="none")
     return {"loss": losses, "right": logits_SV.detach().argmax(-1) == targets_S}
+
+
+def learnt(batch: Batch, stage: Stage, mask_id: int) -> Tensor:
+    """The tokens that noise may mask and the network learns, bool [B, L]; never the mask itself, which fills up the
+    last block of a sample."""
+    chosen = batch.labels != IGNORE if stage == "sft" else batch.segment >= 0
+    return chosen & (batch.tokens != mask_id)
 
 
 def previous_row_targets(batch: Batch, wanted: Tensor) -> Tensor:
