@@ -88,7 +88,7 @@ def test_the_row_is_trained_in_full_fine_tuning(tiny, base):
     assert (after[2048] - load_model(old.output).model.embedding[:2048].mean(0)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_with_lora_the_row_is_trained_apart_and_the_checkpoint_is_whole(tiny, base, tmp_path, precision):
     old = base(0)
     options = {"lora": LORA, "schedule": "constant", "learning_rate": 0.02, "precision": precision, "ema": 0.5}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import killed, together
+from tokenizers_made import without_mask
 
 from unmask.models.checkpoint import load_model
 from unmask.training.log import read_log
@@ -46,14 +47,14 @@ def test_two_processes_give_the_losses_of_one(tiny, shard):
         assert (tensor - weights(two)[name]).abs().mean() < 1e-5, name
 
 
-@pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("shard", [pytest.param(False, marks=pytest.mark.slow), True], ids=["replicated", "sharded"])
 def test_a_killed_run_of_two_processes_goes_on_as_if_nothing_had_happened(tiny, shard):
     same = {"recipe": DIFFUSION, "shard": shard, "schedule": "constant", "save_every": 2, "ema": 0.9}
-    through = tiny("through", steps=5, **same)
+    through = tiny("through", steps=4, **same)
     together(2, lambda: run(through))
     stopped = tiny("stopped", steps=1000, **same)
     killed(lambda: run(stopped), Path(stopped.output) / "log.jsonl", steps=3, count=2)
-    resumed = tiny("stopped", steps=5, resume=True, **same)
+    resumed = tiny("stopped", steps=4, resume=True, **same)
     together(2, lambda: run(resumed))
     assert losses(resumed) == losses(through)
     for name, tensor in weights(through).items():
@@ -69,6 +70,38 @@ def test_a_state_of_two_sharded_processes_is_read_by_one(tiny):
     resumed = tiny("two", steps=4, resume=True, **same)
     run(resumed)
     assert losses(resumed) == pytest.approx(losses(one), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
+def test_adapters_and_a_new_mask_row_in_two_processes_are_those_of_one(tiny, tmp_path, shard):
+    model = json.loads((tmp_path / "config.json").read_text())
+    model.pop("mask_token_id", None)
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    tokens = str(without_mask(tmp_path / "tokenizer"))
+    base = tiny("base", steps=2, tokenizer=tokens)
+    run(base)
+    same = {"model": None, "init": base.output, "tokenizer": tokens, "config_changes": BLOCKS, "ema": 0.5}
+    same |= {"recipe": DIFFUSION, "lora": {"rank": 4, "alpha": 16}, "rows_per_forward": 2, "learning_rate": 0.02}
+    one, two = tiny("one", **same), tiny("two", shard=shard, decode_problems=2, decode_tokens=16, **same)
+    run(one)
+    together(2, lambda: run(two))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{}, {"recompute": True}, {"precision": "bf16"}], ids=["plain", "recomputed", "bf16"]
+)
+def test_a_teacher_is_sharded_as_well(tiny, options):
+    changes = {"architectures": ["DreamModel"], "model_type": "Dream"}
+    same = {"recipe": {"name": "d2f", "shift": True, "block_size": 16}, "config_changes": changes}
+    one, two = tiny("one", **same), tiny("two", shard=True, **same, **options)
+    run(one)
+    together(2, lambda: run(two))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-2 if "precision" in options else 1e-4)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from unmask.decoding.counters import Counters
 from unmask.tasks import get_task
 from unmask.training.log import read_log
 from unmask.training.loop import run
-from unmask.training.watch import better
+from unmask.training.watch import Exam, better
 
 BLOCKS = {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": 16}
 DIFFUSION = {"recipe": {"name": "fast_dllm_v2", "block_size": 16}, "config_changes": BLOCKS}
@@ -79,9 +79,10 @@ def test_what_is_better():
     assert better({"validation_loss": 0.9}, {"validation_loss": 1.0})
 
 
-def test_curves_are_drawn_at_the_end(tiny):
+def test_curves_are_drawn_at_the_end(tiny, monkeypatch):
     pytest.importorskip("matplotlib")
-    config = tiny("run", decode_problems=2, decode_tokens=8, steps=2, eval_every=1, plot=True)
+    monkeypatch.setattr(Exam, "take", lambda *given: {"accuracy": 0.5, "tpf": 2.0})
+    config = tiny("run", decode_problems=2, steps=2, eval_every=1, plot=True)
     run(config)
     picture = (Path(config.output) / "curves.png").read_bytes()
-    assert picture[:4] == b"\x89PNG" and len(picture) > 10_000
+    assert picture[:4] == b"\x89PNG" and len(picture) > 30_000

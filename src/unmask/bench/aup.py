@@ -1,8 +1,8 @@
 """AUP, accuracy under parallelism: one number for a curve of accuracy against tokens per forward (TPF).
 
 Paper: "d3LLM: Ultra-Fast Diffusion LLM using Pseudo-Trajectory Distillation" (arXiv 2601.07568; official code
-hao-ai-lab/d3LLM). Of pairs (rho_i TPF, y_i accuracy in percent), sorted by rho, those with y_i >= y_1 - offset are kept,
-y_1 being the accuracy of the least parallel point. Then
+hao-ai-lab/d3LLM). Of pairs (rho_i TPF, y_i accuracy in percent), sorted by rho, those with y_i >= y_1 - offset are
+kept, y_1 being the accuracy of the least parallel point. Then
 
     AUP = rho_1 y_1 + sum over i >= 2 of (rho_i - rho_{i-1}) (y_i W(y_i) + y_{i-1} W(y_{i-1})) / 2
     W(y) = min(exp(-alpha (1 - y / y_max)), 1)
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from unmask.errors import UnmaskError
 
@@ -64,8 +65,7 @@ def aup(
         return 0.0
     counted = kept(points, offset)
     area = counted[0][0] * counted[0][1]
-    for (slower, before), (faster, accuracy) in zip(counted, counted[1:]):
+    for (slower, before), (faster, accuracy) in pairwise(counted):
         heights = accuracy * weight(accuracy, top, alpha) + before * weight(before, top, alpha)
         area += (faster - slower) * heights / 2
     return area
-

@@ -16,7 +16,6 @@ large matrix product measured in the same run.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +32,9 @@ from unmask.layout import PAD, Layout, visible
 from unmask.lm import LM
 from unmask.models.config import DiTConfig, ModelConfig
 from unmask.schema import Check, each, number, one_of, optional, text, whole
+from unmask.training.build import objective_of
 from unmask.training.config import TrainConfig
 from unmask.training.data import Format, Packed, Samples
-from unmask.training.objective import Objective
 from unmask.training.ranks import Ranks
 from unmask.training.recipes import make_recipe
 from unmask.training.recipes.base import Recipe, Supervised
@@ -151,7 +150,7 @@ def measure(lm: LM, config: TrainConfig, ranks: Ranks, can: Ceilings, *, steps: 
         raise UnmaskError(f"MFU is defined for dense transformers, not for family {sizes.family!r}")
     mask = lm.family.mask_id if lm.family.mask_id is not None else sizes.vocab_size - 1
     recipe = make_recipe(config.recipe, mask_id=mask)
-    trainer = Trainer(config, ranks, _objective(lm, recipe, config))
+    trainer = Trainer(config, ranks, objective_of(lm.model.requires_grad_(True).train(), recipe, config))
     source = _source(config, recipe, ranks, sizes, mask, steps, per_row)
     seen: list[Step] = []
     marks = []
@@ -178,21 +177,6 @@ def peak_of(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAKS if part in name), None)
-
-
-def _objective(lm: LM, recipe: Recipe, config: TrainConfig) -> Objective:
-    network = lm.model.requires_grad_(True).train()
-    low = torch.bfloat16 if config.precision == "bf16" and not config.shard else None
-    teacher = copy.deepcopy(network).to(low) if recipe.wants_teacher else None
-    return Objective(
-        network,
-        recipe,
-        teacher,
-        attention=config.attention,
-        compiled=config.compile,
-        recomputed=config.recompute,
-        stream=low,
-    )
 
 
 def _source(

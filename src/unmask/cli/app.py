@@ -21,6 +21,7 @@ from unmask.cli.info import info
 from unmask.cli.methods import methods
 from unmask.cli.trace import trace
 from unmask.cli.train import train
+from unmask.cli.zoo import zoo
 from unmask.errors import UnmaskError, UnmaskWarning
 
 RESTORE = "\x1b[0m\x1b[?25h"  # colours off, cursor shown
@@ -59,7 +60,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, generate, chat, trace, compare, methods, info, train, distil, export):
+for command in (demo, generate, chat, trace, compare, methods, info, train, distil, export, zoo):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

@@ -6,7 +6,7 @@ unmask zoo --out runs/zoo --parallel 3 --results bench/results
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,11 +26,15 @@ FAILED = 1
 
 def zoo(
     plan: Annotated[Path, typer.Argument(help="Folder of plan.yaml and a file for each stage.")] = Path("configs/zoo"),
-    out_dir: Annotated[Path, typer.Option("--out", help="Checkpoints, points and tables; goes on where it stopped.")] = Path("runs/zoo"),
+    out_dir: Annotated[
+        Path, typer.Option("--out", help="Checkpoints, points and tables; goes on where it stopped.")
+    ] = Path("runs/zoo"),
     only: Annotated[str | None, typer.Option(help="Stages, separated by commas; what they need is made first.")] = None,
     budget: Annotated[float, typer.Option(min=0.001, help="What all minutes are multiplied by.")] = 1.0,
     parallel: Annotated[int, typer.Option(min=0, help="Jobs at a time on each device; 0: in this process.")] = 1,
-    within: Annotated[float | None, typer.Option(min=0.1, help="Minutes; stops then, and begins nothing longer.")] = None,
+    within: Annotated[
+        float | None, typer.Option(min=0.1, help="Minutes; stops then, and begins nothing longer.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, or cuda:0,cuda:1,...; default: cuda, if any.")] = None,
     from_: Annotated[
         list[str] | None, typer.Option("--from", metavar="STAGE=FOLDER", help="Take a stage's output from there.")
@@ -38,7 +42,9 @@ def zoo(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a stage's file; repeatable.")
     ] = None,
-    evaluate_only: Annotated[bool, typer.Option("--evaluate-only", help="Train nothing, measure what is there.")] = False,
+    evaluate_only: Annotated[
+        bool, typer.Option("--evaluate-only", help="Train nothing, measure what is there.")
+    ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Tiny models that learn nothing: a test on a CPU.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     results: Annotated[Path | None, typer.Option(help="Write zoo.json, zoo.md and the figures here as well.")] = None,
@@ -49,11 +55,10 @@ def zoo(
     A stage or a point that is there is not made again. Exit code 1: something failed, the rest was done.
     """
     out = Output.make(live=False, json=json)
-    from unmask.bench.zoo.plan import load_plan
-    from unmask.bench.zoo.run import Asked, checked
+    from unmask.bench.zoo.run import Asked
     from unmask.bench.zoo.store import Store
 
-    made = checked(load_plan(plan, tiny=tiny, budget=budget, changes=set_ or []))
+    made = _plan(plan, tiny, budget, set_ or [])
     store = Store(out_dir, dict(_pair(text) for text in from_ or []))
     asked = Asked(
         only=None if only is None else [name.strip() for name in only.split(",") if name.strip()],
@@ -64,6 +69,18 @@ def zoo(
         say=out.note,
     )
     _do(made, store, asked, out, dry_run, results)
+
+
+def _plan(folder: Path, tiny: bool, budget: float, changes: list[str]) -> Plan:
+    from unmask.bench.zoo.plan import load_plan
+    from unmask.bench.zoo.run import checked
+
+    try:
+        return checked(load_plan(folder, tiny=tiny, budget=budget, changes=changes))
+    except ModuleNotFoundError as error:
+        if error.name != "yaml":
+            raise
+        raise UnmaskError("the zoo needs yaml: pip install 'unmask[train]'") from None
 
 
 def _do(plan: Plan, store: Store, asked: Asked, out: Output, dry_run: bool, results: Path | None) -> None:
@@ -103,6 +120,3 @@ def _devices(asked: str | None) -> list[str]:
     for name in names:
         check_device(name)
     return names or ["cuda" if torch.cuda.is_available() else "cpu"]
-
-
-__all__: list[Any] = ["zoo"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from unmask.models.network import Network
 from unmask.training.adapters import Adapters, LoraOptions
 from unmask.training.config import TrainConfig, from_mapping
 from unmask.training.data import Marks, marks_of
@@ -31,14 +32,27 @@ def begin(config: TrainConfig) -> tuple[Start, Recipe, Marks]:
 
 
 def make_objective(start: Start, recipe: Recipe) -> Objective:
-    """The networks of a run, on the CPU: the one that is trained, with adapters if the config asks for them, a frozen
-    copy where the recipe wants a teacher and there are none, and the recipe's own."""
+    """The networks of a run, on the CPU: the one that is trained, with adapters if the config asks for them, and those
+    of `objective_of`."""
     config = start.config
     network = build_network(start)
-    # Sharded weights stay float32: FSDP lowers what it gathers.
-    low = torch.bfloat16 if config.precision == "bf16" and not config.shard else None
+    objective = objective_of(network, recipe, config)
+    if config.lora is not None:
+        objective.adapt(Adapters(network, LoraOptions.of(config.lora), config.seed))
+        if start.mask.id is not None and needs_mask(config.recipe) and (start.mask.new or config.mask_init == "mean"):
+            objective.train_mask_row(start.mask.id)
+        low = _low(config)
+        for parameter in network.parameters():
+            if low is not None and not parameter.requires_grad:
+                parameter.data = parameter.data.to(low)
+    return objective
+
+
+def objective_of(network: Network, recipe: Recipe, config: TrainConfig) -> Objective:
+    """A network with the recipe's own, and a frozen copy where the recipe wants a teacher and there are no adapters."""
+    low = _low(config)
     teacher = copy.deepcopy(network).to(low) if recipe.wants_teacher and config.lora is None else None
-    objective = Objective(
+    return Objective(
         network,
         recipe,
         teacher,
@@ -47,15 +61,12 @@ def make_objective(start: Start, recipe: Recipe) -> Objective:
         recomputed=config.recompute,
         stream=low,
     )
-    if config.lora is not None:
-        objective.adapt(Adapters(network, LoraOptions.of(config.lora), config.seed))
-        if start.mask.id is not None and needs_mask(config.recipe) and (start.mask.new or config.mask_init == "mean"):
-            objective.train_mask_row(start.mask.id)
-        if low is not None:
-            for parameter in network.parameters():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(low)
-    return objective
+
+
+def _low(config: TrainConfig) -> torch.dtype | None:
+    """What frozen weights and the stream between layers are rounded to. Sharded weights stay float32: FSDP lowers what
+    it gathers."""
+    return torch.bfloat16 if config.precision == "bf16" and not config.shard else None
 
 
 def rebuilt(config: Mapping[str, Any]) -> tuple[Start, Objective]:

@@ -191,7 +191,8 @@ def export(run: str | Path, out: str | Path, which: str = "last", form: Form | N
     folder = newest(Path(run), "state" if which == "last" else "best")
     if folder is None:
         hint = "set save_every" if which == "last" else "set keep to best"
-        raise UnmaskError(f"{run} holds no {which} state to export ({hint} in the training config)")
+        left = f"; what the run left at its end is in {run} itself" if Path(run, "config.json").is_file() else ""
+        raise UnmaskError(f"{run} holds no {which} state to export ({hint} in the training config){left}")
     saved = Saved.open(folder)
     start, objective = rebuilt(saved.meta["config"])
     kind = "average" if any(name.startswith("average/") for name in saved.held) else "weight"

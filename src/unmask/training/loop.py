@@ -26,7 +26,16 @@ from unmask.training.guard import NotFiniteError, blame
 from unmask.training.log import LOG, Log
 from unmask.training.optimizer import rate
 from unmask.training.ranks import Ranks
-from unmask.training.resume import Saved, load_state, load_weights, newest, save_best, save_state
+from unmask.training.resume import (
+    Saved,
+    best_figures,
+    clear,
+    load_state,
+    load_weights,
+    newest,
+    save_best,
+    save_state,
+)
 from unmask.training.setup import Start
 from unmask.training.step import Share, Source, prefetch
 from unmask.training.trainer import Trainer
@@ -97,8 +106,8 @@ class Run:
             if self.exam is not None:
                 figures |= self.exam.take(serving(self.start, trainer.raw.network), trainer)
             if self.config.keep == "best" and better(figures, self.best):
-                self._attempt(save_best, figures)
-                self.best = figures
+                self._attempt(lambda: save_best(trainer, self.output, asdict(self.config), figures))
+                self.best = best_figures(self.output)
         self.measured = figures
         self.log.write(**figures, minutes=trainer.minutes)
 
@@ -106,13 +115,13 @@ class Run:
         """Writes the state."""
         self.trainer.guard.settle()
         self.trainer.pause()
-        self._attempt(save_state, self.best)
+        self._attempt(lambda: save_state(self.trainer, self.output, asdict(self.config)))
         self.trainer.go_on()
 
-    def _attempt(self, write: Callable[..., Any], best: dict[str, Any]) -> None:
+    def _attempt(self, write: Callable[[], object]) -> None:
         """A disk that is full for an hour must not end a run of days."""
         try:
-            write(self.trainer, self.output, asdict(self.config), best)
+            write()
         except UnmaskError as error:
             self.log.say(str(error))
 
@@ -215,8 +224,11 @@ def prepare(config: TrainConfig) -> Run:
     began = time.monotonic()
     output = Path(config.output)
     state = newest(output)
-    if state is not None and not config.resume:
-        raise UnmaskError(f"{state} is of an earlier run: set resume: true to go on from it, or choose another output")
+    earlier = state or newest(output, "best")
+    if earlier is not None and not config.resume:
+        raise UnmaskError(
+            f"{earlier} is of an earlier run: set resume: true to go on from it, or choose another output"
+        )
     start, recipe, marks = begin(config)
     form = make_format(start.config, recipe, marks)
     # Data first: its worker processes are forked, which must not happen once a GPU is in use.
@@ -228,7 +240,10 @@ def prepare(config: TrainConfig) -> Run:
     packed = (Packed(train, form, config.rows_per_step, config.seed), Packed(held, form, 1, config.seed))
     source = Source(config.seed, recipe, *packed, share, pinned=ranks.device.type == "cuda")
     trainer = Trainer(config, ranks, make_objective(start, recipe))
-    best = {} if state is None else load_state(trainer, state, asdict(config))
+    if ranks.main:
+        clear(output)
+    if state is not None:
+        load_state(trainer, state, asdict(config))
     keep = None if state is None else trainer.done
     log = Log(output / LOG, ranks.main, keep, config.steps)
     log.write(config=asdict(config), **_facts(trainer))
@@ -242,7 +257,7 @@ def prepare(config: TrainConfig) -> Run:
         exam = Exam.of(start, recipe, ranks.index, ranks.count)
     except UnmaskError as error:
         log.say(f"no answers are decoded while training: {error}")
-    return Run(config, start, trainer, source, log, exam, best)
+    return Run(config, start, trainer, source, log, exam, {} if state is None else best_figures(output))
 
 
 def _facts(trainer: Trainer) -> dict[str, Any]:

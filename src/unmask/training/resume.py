@@ -136,7 +136,22 @@ class Saved:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def save_state(trainer: Trainer, output: Path, config: Mapping[str, Any], best: Mapping[str, Any]) -> Path:
+def best_figures(output: Path) -> dict[str, Any]:
+    """The figures of the best checkpoint that a run has kept; empty where there is none."""
+    folder = newest(output, "best")
+    return {} if folder is None else read_json(folder / META)["best"]
+
+
+def clear(output: Path) -> None:
+    """Removes what a run left that was killed while it wrote, or before its first state."""
+    for path in output.glob(".*-*.draft"):
+        shutil.rmtree(path, ignore_errors=True)
+    if newest(output) is None:
+        for path in _folders(output, "best"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def save_state(trainer: Trainer, output: Path, config: Mapping[str, Any]) -> Path:
     """Writes everything a resumed run needs; see `write`."""
     tensors: dict[str, Tensor] = {}
     updates: dict[str, float] = {}
@@ -151,7 +166,7 @@ def save_state(trainer: Trainer, output: Path, config: Mapping[str, Any], best: 
             tensors[f"average/{weight.name}"] = trainer.average.shadows[index]
     if trainer.ranks.main:
         tensors |= {f"buffer/{name}": tensor for name, tensor in _buffers(trainer).items()}
-    meta = {"done": trainer.done, "seconds": trainer.seconds, "updates": updates, "config": config, "best": best}
+    meta = {"done": trainer.done, "seconds": trainer.seconds, "updates": updates, "config": config}
     target = output / f"state-{trainer.done:08}"
     write(target, tensors, meta, trainer.ranks)
     return target
@@ -165,8 +180,8 @@ def save_best(trainer: Trainer, output: Path, config: Mapping[str, Any], best: M
     return target
 
 
-def load_state(trainer: Trainer, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts the trainer where it was; returns the figures of the best checkpoint.
+def load_state(trainer: Trainer, folder: Path, config: Mapping[str, Any]) -> None:
+    """Puts the trainer where it was.
 
     Raises:
         UnmaskError: a damaged state, or one of another run.
@@ -187,7 +202,6 @@ def load_state(trainer: Trainer, folder: Path, config: Mapping[str, Any]) -> dic
     for name, buffer in _buffers(trainer).items():
         buffer.copy_(saved.read(f"buffer/{name}"))
     trainer.done, trainer.seconds = saved.meta["done"], saved.meta["seconds"]
-    return saved.meta["best"]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -86,7 +87,12 @@ def replicate(objective: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.count == 1:
         return objective
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # Newer versions of PyTorch have another name for `broadcast_buffers`, which older ones do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
 
 @contextmanager

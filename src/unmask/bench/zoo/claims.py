@@ -43,6 +43,7 @@ class Claim:
         at: settings of the curve's own point, for `excess`.
         same_as, same: see above.
         entropy: see above, as a share.
+        least: accuracy in percent below which a baseline is no model to claim anything of.
     """
 
     what: str
@@ -56,6 +57,7 @@ class Claim:
     same_as: str | None = None
     same: float = 1.0
     entropy: float = 0.02
+    least: float = 50.0
 
     def __post_init__(self) -> None:
         if self.figure not in FIGURES:
@@ -149,6 +151,8 @@ def _baseline(curves: Curves, name: str) -> float:
 def _speed(claim: Claim, curves: Curves) -> dict[str, Any]:
     points = list(_points(curves, claim.curve))
     base = _baseline(curves, claim.curve)
+    if base < claim.least:
+        raise MissingError(f"its baseline is right {base:g} % of the time, less than {claim.least:g} %")
     found: dict[str, Any] = {"baseline_accuracy": base, "problems": points[0]["problems"]}
     passing, same = points, {}
     if claim.same_as is not None:

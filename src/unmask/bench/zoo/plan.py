@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
@@ -134,6 +134,17 @@ class Plan:
         """All curves by name."""
         return {curve.name: curve for stage in self.stages.values() for curve in stage.curves}
 
+    def compared(self, names: Collection[str]) -> set[str]:
+        """Curves of these names, those that they are held against, and those that the claims of them speak of."""
+        found = set(names)
+        for claim in self.claims:
+            if claim.curve in names:
+                found.update(claim.curves)
+        for name in list(found):
+            baseline = self.curves[name].baseline
+            found.update([] if baseline is None else [baseline])
+        return found
+
     def keys(self, given: Mapping[str, str]) -> dict[str, str]:
         """The key of each stage.
 
@@ -163,9 +174,7 @@ def digest(*about: Any) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load_plan(
-    folder: str | Path, *, tiny: bool = False, budget: float = 1.0, changes: Sequence[str] = ()
-) -> Plan:
+def load_plan(folder: str | Path, *, tiny: bool = False, budget: float = 1.0, changes: Sequence[str] = ()) -> Plan:
     """Reads the plan in a folder.
 
     Args:

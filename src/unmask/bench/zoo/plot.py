@@ -38,7 +38,7 @@ def _figure(task: str, curves: Sequence[Mapping[str, Any]], target: Path) -> Non
     panels = panels_of(curves)
     wide = min(len(panels), COLUMNS) if len(panels) > 2 else len(panels)
     high = -(-len(panels) // wide)
-    size = (8, 5.5) if len(panels) == 1 else (4.2 * wide, 3.4 * high)
+    size = (11, 6.5) if len(panels) == 1 else (4.2 * wide, 3.4 * high)
     figure, axes = pyplot.subplots(high, wide, figsize=size, layout="constrained", squeeze=False)
     for axis, (label, pairs_of) in zip(axes.flat, panels):
         for index, curve in enumerate(curves):
@@ -46,15 +46,17 @@ def _figure(task: str, curves: Sequence[Mapping[str, Any]], target: Path) -> Non
             if not pairs:
                 continue
             style = "o-" if index < 10 else "s--"
-            axis.plot(*zip(*pairs), style, color=f"C{index % 10}", label=curve["title"], markersize=4, linewidth=1)
-            if label == panels[0][0] and curve["aup"] is not None:
-                note = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7, "color": f"C{index % 10}"}
-                axis.annotate(f"AUP {curve['aup']:.0f}", pairs[-1], **note)
+            area = "" if curve["aup"] is None else f"AUP {curve['aup']:.0f}"
+            look = {"color": f"C{index % 10}", "label": f"{curve['title']} ({area})" if area else curve["title"]}
+            axis.plot(*zip(*pairs), style, markersize=4, linewidth=1, **look)
+            if label == panels[0][0] and len(pairs) > 1:
+                near = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7, "color": look["color"]}
+                axis.annotate(area, pairs[-1], **near)
         axis.set(xlabel="tokens per forward", ylabel=label)
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
-    axes.flat[0].legend(fontsize=7)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.suptitle(task)
     figure.savefig(target, dpi=150)
     pyplot.close(figure)

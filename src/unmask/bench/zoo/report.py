@@ -198,7 +198,10 @@ def markdown(result: Mapping[str, Any], within: float = 1.0) -> str:
     curves = {curve["curve"]: curve for curve in result["curves"]}
     for task in dict.fromkeys(curve["task"] for curve in result["curves"]):
         own = [curve for curve in result["curves"] if curve["task"] == task]
-        parts += [f"## {task}", "", *(_samples(own) if task == "grammar" else _curves(own, curves, within)), ""]
+        counts = sorted({point["problems"] for curve in own for point in curve["points"]})
+        what = "samples" if task == "grammar" else "problems of the test split"
+        parts += [f"## {task}", "", f"{', '.join(map(str, counts))} {what}, each setting on the same ones.", ""]
+        parts += [*(_samples(own) if task == "grammar" else _curves(own, curves, within)), ""]
         for curve in own:
             if any(point.get("by_kind") for point in curve["points"]):
                 parts += [f"### {task} by sort: {curve['title']}", "", *_by_kind(curve), ""]

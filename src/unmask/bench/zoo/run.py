@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unmask.bench.zoo import report
 from unmask.bench.zoo.jobs import Begin, Inline, Job, Pool, Process
-from unmask.bench.zoo.plan import Plan, Stage, build
+from unmask.bench.zoo.plan import Plan, Stage
 from unmask.bench.zoo.store import LOG, RESULT, Store, curve_key
 from unmask.errors import UnmaskError
 
@@ -27,7 +27,8 @@ class Asked:
     """What of a plan is to be done, and how.
 
     Args:
-        only: names of stages, and whether all that they need and lack is made first; None: all stages.
+        only: names of stages; what they need and lack is made first, and measured as far as they are compared with it.
+            None: all stages.
         measure_only: train nothing, measure what is there.
         parallel: jobs at a time on each device; 0: in this process.
         devices: cuda, cuda:1, cpu.
@@ -66,9 +67,10 @@ def todo(plan: Plan, store: Store, asked: Asked) -> Todo:
     for stage in () if asked.measure_only else wanted:
         need(stage)
     curves = {}
-    for stage in wanted:
+    names = plan.compared([curve.name for stage in wanted for curve in stage.curves])
+    for stage in plan.stages.values():
         key = _made_key(store, stage, keys[stage.name], stage.name in making)
-        for curve in stage.curves if key is not None else ():
+        for curve in [c for c in stage.curves if c.name in names] if key is not None else ():
             there = store.measured(curve, curve_key(curve, plan.tasks[curve.task], str(key)))
             if len(there) < len(curve.over):
                 curves[curve.name] = len(curve.over) - len(there)
@@ -95,7 +97,7 @@ def zoo(plan: Plan, store: Store, asked: Asked, begin: Begin | None = None) -> t
     work, keys, jobs = todo(plan, store, asked), store.keys(plan), _Jobs(plan, store, asked)
     made = [jobs.stage(stage, keys, {s.name for s in work.stages}) for stage in work.stages]
     made += [
-        jobs.measuring(stage, keys, stage in work.stages)
+        jobs.measuring(stage, keys, work.curves, stage in work.stages)
         for stage in plan.stages.values()
         if any(curve.name in work.curves for curve in stage.curves)
     ]
@@ -154,15 +156,15 @@ class _Jobs:
 
         return Job(stage.name, needs, minutes, self.store.out / "logs" / f"{stage.name}-{LOG}", make)
 
-    def measuring(self, stage: Stage, keys: dict[str, str], making: bool) -> Job:
-        """The job that measures what is missing of a stage's curves."""
+    def measuring(self, stage: Stage, keys: dict[str, str], wanted: Collection[str], making: bool) -> Job:
+        """The job that measures what is missing of those of a stage's curves that are wanted."""
 
         def make(device: str) -> dict[str, Any]:
             key = _made_key(self.store, stage, keys[stage.name], False)
             if key is None:
                 raise UnmaskError(f"there is no checkpoint of {stage.name}")
             model, curves = str(self.store.output(stage)), []
-            for curve in stage.curves:
+            for curve in [c for c in stage.curves if c.name in wanted]:
                 task = self.plan.tasks[curve.task]
                 own = curve_key(curve, task, key)
                 entry = {"curve": asdict(curve), "task": asdict(task), "key": own, "stage_key": key}
@@ -207,6 +209,3 @@ def checked(plan: Plan) -> Plan:
             except UnmaskError as error:
                 raise UnmaskError(f"stage {stage.name}: {error}") from None
     return plan
-
-
-__all__ = ["Asked", "Todo", "build", "checked", "finish", "overview", "todo", "write_all", "zoo"]
