@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import unmask
@@ -210,10 +211,12 @@ def test_fp8_computes_with_the_rounded_weights_of_all_projections_but_experts(na
         mlp = [layer.mlp] if isinstance(layer.mlp, MLP) else []
         for linear in (m for block in [layer.self_attn, *mlp] for m in block.modules() if isinstance(m, nn.Linear)):
             linear.weight.copy_(dequantise(*quantise(linear.weight), torch.float32))
-    close(after, eager(tokens, positions, attend))
+    weight = eager.embedding if eager.lm_head is None else eager.lm_head.weight
+    head = dequantise(*quantise(weight), torch.float32)
+    close(after, F.linear(eager.hidden(tokens, positions, attend), head))
     assert not torch.allclose(after, before, atol=1e-2)
     assert fused.layers[0].qkv.weight.dtype == fused.network.model.layers[0].self_attn.o_proj.weight.dtype == FLOAT8
-    assert fused.output.weight.dtype == torch.float32
+    assert fused.output.weight.dtype == FLOAT8
     assert fused.count_parameters() == eager.count_parameters()
 
 
@@ -225,7 +228,7 @@ def test_fp8_moves_the_logits_of_a_trained_model_by_less_than_three_percent():
     tokens = torch.tensor([ids])
     positions, attend = torch.arange(len(ids))[None], DenseAttention(block_causal(len(ids), 32))
     eager = lm.model(tokens, positions, attend)
-    fused = fuse(lm.model, "fp8", quantise_head=True)
+    fused = fuse(lm.model, "fp8")
     assert fused.output.weight.dtype == FLOAT8 and fused.embedding.dtype == torch.float32
     rounded = fused(tokens, positions, attend)
     assert float((rounded - eager).norm() / eager.norm()) < 0.03
@@ -263,4 +266,6 @@ def test_a_tuned_network_gives_the_same_logits_in_a_captured_graph(quantised):
     first = after.clone()
     graph.replay()
     assert torch.equal(after, first)
-    assert float((after - before).float().norm() / before.float().norm()) < 0.03
+    # Before, weights alone were rounded; ways that tuning may choose round the tokens too, to 3 bits behind the point.
+    limit = 0.03 if quantised is None else 0.1
+    assert float((after - before).float().norm() / before.float().norm()) < limit

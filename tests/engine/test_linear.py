@@ -76,7 +76,11 @@ def test_one_token_is_tried_without_matrix_units_and_the_library_is_always_tried
     assert kinds(linear, 2)[0] == "library" and len(set(ways(linear, 1, torch.bfloat16, H100))) == len(kinds(linear, 1))
 
 
-def test_tokens_are_rounded_to_float8_only_where_they_are_many_and_the_card_can():
+def test_tokens_are_rounded_to_float8_where_weights_are_and_the_card_can():
+    groups = eight(64, 256)
+    assert "narrow" in kinds(groups, 2) and "narrow" in kinds(groups, 256)
+    assert "narrow" not in kinds(groups, 1) + kinds(groups, 257) + kinds(groups, 8, card=CONSUMER)
+    assert "narrow" not in kinds(eight(64, 96), 8) + kinds(FastLinear(weight(64, 256, dtype=torch.bfloat16)), 8)
     linear = eight(64, 64)
     assert "scaled" in kinds(linear, 65) and "scaled" in kinds(linear, 4096)
     assert "scaled" not in kinds(linear, 64) + kinds(linear, 65, card=CONSUMER) + kinds(linear, 65, torch.float16)

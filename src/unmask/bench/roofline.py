@@ -135,7 +135,7 @@ def work(
         context: cached tokens a row reads.
         asked: tokens of a window whose logits are wanted.
         item: bytes of a weight.
-        quantised: the weights of the layers, not of the head, are float8.
+        quantised: the weights of the layers and of the head are float8.
 
     Raises:
         UnmaskError: the network is another one.
@@ -148,7 +148,7 @@ def work(
     head = config.vocab_size * c
     tokens = rows * window
     mixing = 4.0 * tokens * (context + window) * config.num_heads * d * config.num_layers
-    through, out = 2.0 * layers * tokens, 2.0 * head * rows * asked + mixing
+    products = 2.0 * (layers * tokens + head * rows * asked)
     if quantised:
-        return Work(layers + item * head, out, through)
-    return Work(item * (layers + head), through + out)
+        return Work(layers + head, mixing, products)
+    return Work(item * (layers + head), products + mixing)

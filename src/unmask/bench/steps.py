@@ -12,7 +12,7 @@ The floor is the larger of two times, for ceilings measured in the same run:
     operations:  2 per weight and token, and those of attention / rate of a large square product
 
 Keys, values and activations are not in the bytes; attention counts the context as it is before the first timed step.
-With float8 weights the operations of the layers count at the rate of a float8 product.
+With float8 weights all but those of attention count at the rate of a float8 product.
 """
 
 from __future__ import annotations

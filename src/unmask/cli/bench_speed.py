@@ -51,7 +51,7 @@ ShapeArg = Annotated[
 MethodsOpt = Annotated[
     str, typer.Option("--methods", metavar="A,B:KEY=VALUE,...", help="Methods, each with options behind a colon.")
 ]
-QuantiseOpt = Annotated[str | None, typer.Option(help="fp8: round the weights of the layers to float8.")]
+QuantiseOpt = Annotated[str | None, typer.Option(help="fp8: round the weights of layers and head to float8.")]
 TuneOpt = Annotated[bool, typer.Option(help="Measure which way each product is fastest, before any step.")]
 CompileOpt = Annotated[
     bool | None, typer.Option(help="Join the small operations of a step by torch.compile; default: on a GPU.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +29,20 @@ from unmask.models.network import Network
 from unmask.models.rope import rotate
 from unmask.models.transformer import Angles, Attention, Layer, RMSNorm, Transformer
 
+if TYPE_CHECKING:
+    from unmask.kernels.groups import Narrow
 
-def fuse(network: Network, quantise: str | None = None, *, quantise_head: bool = False) -> Network:
+
+def fuse(network: Network, quantise: str | None = None) -> Network:
     """The network made fast for decoding; one that is no `Transformer` as it is.
 
     The weights are taken over, not copied: those of `network` become views of the joint ones, so it still runs, and
     a change to either shows in both. Neither may be moved or converted afterwards. A second call shares them again.
 
     Args:
-        quantise: "fp8" rounds the projections of attention and of dense MLPs (not experts, embedding or head) to
-            float8 with a scale per output. `network` then no longer runs by itself.
-        quantise_head: the head as well; its weight is held twice where it is also the embedding.
+        quantise: "fp8" rounds the head and the projections of attention and of dense MLPs (not experts, nor the
+            embedding, so a head tied to it is held twice) to float8 with a scale per output. `network` then no longer
+            runs by itself.
 
     Raises:
         UnmaskError: a number format that is not built, or not for this network or GPU; the network was rounded by an
@@ -57,7 +60,7 @@ def fuse(network: Network, quantise: str | None = None, *, quantise_head: bool =
         capability = torch.cuda.get_device_capability(network.device)
         if capability < (8, 9):
             raise UnmaskError(f"fp8 needs a GPU of compute capability 8.9 or higher, this one has {capability}")
-    return FusedTransformer(network, quantise is not None, quantise is not None and quantise_head)
+    return FusedTransformer(network, quantise is not None)
 
 
 class FusedTransformer(Network):
@@ -66,7 +69,7 @@ class FusedTransformer(Network):
     embedding_name: ClassVar[str] = Transformer.embedding_name
 
     @torch.no_grad()
-    def __init__(self, network: Transformer, quantised: bool, quantise_head: bool) -> None:
+    def __init__(self, network: Transformer, quantised: bool) -> None:
         super().__init__()
         self.config = network.config
         self.network = network
@@ -74,8 +77,9 @@ class FusedTransformer(Network):
         self.layers = [FusedLayer(layer, network, quantised) for layer in network.model.layers]  # type: ignore[arg-type]
         weight = network.embedding if network.lm_head is None else network.lm_head.weight
         self.output = FastLinear(weight.detach())
-        if quantise_head:
-            self.output = FastLinear(*_quantised(weight.detach()))
+        if quantised:
+            narrow, scale = to_float8(weight.detach())
+            self.output = FastLinear(narrow, None, scale)
             if network.lm_head is not None:
                 network.lm_head.weight.data = self.output.weight
 
@@ -93,7 +97,7 @@ class FusedTransformer(Network):
         self, tokens_BW: Tensor, positions_BW: Tensor, attend: Attend, embeddings_BWC: Tensor | None = None
     ) -> Tensor:
         last = self._last(tokens_BW, positions_BW, attend, embeddings_BWC)
-        return add_norm(*last, self.network.model.norm)[1].view(*tokens_BW.shape, -1)
+        return normed(*last, self.network.model.norm).view(*tokens_BW.shape, -1)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.output(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])
@@ -113,7 +117,7 @@ class FusedTransformer(Network):
         start_B1 = torch.arange(0, rows * width, width, device=rows_BR.device).unsqueeze(1)
         asked = (start_B1 + rows_BR).flatten()
         asked_TC = x_TC[asked], None if update_TC is None else update_TC[..., asked, :]
-        return self.output(add_norm(*asked_TC, self.network.model.norm)[1]).unflatten(0, rows_BR.shape)
+        return self.output(normed(*asked_TC, self.network.model.norm)).unflatten(0, rows_BR.shape)
 
     @torch.no_grad()
     def first_nonfinite(self, tokens_BW: Tensor, positions_BW: Tensor, attend: Attend) -> tuple[int, int, int] | None:
@@ -136,9 +140,9 @@ class FusedTransformer(Network):
         angles = self.angles(positions_BW)
         for index, layer in enumerate(self.layers):
             yield x_TC, update_TC
-            x_TC, normed_TC = add_norm(x_TC, update_TC, layer.attention_norm)
+            x_TC, normed_TC = add_norm(x_TC, update_TC, layer.attention_norm, layer.qkv.narrow(len(x_TC)))
             update_TC = layer.attention(normed_TC, angles, index, attend, shape)
-            x_TC, normed_TC = add_norm(x_TC, update_TC, layer.mlp_norm)
+            x_TC, normed_TC = add_norm(x_TC, update_TC, layer.mlp_norm, layer.narrow_mlp(len(x_TC)))
             update_TC = layer.mlp(normed_TC)
         yield x_TC, update_TC
 
@@ -187,7 +191,11 @@ class FusedLayer:
         mlp = [self.mlp.gate_up, self.mlp.down] if isinstance(self.mlp, FusedMLP) else []
         return [self.qkv, self.o, *mlp]
 
-    def attention(self, x_TC: Tensor, angles: Angles, layer: int, attend: Attend, shape: torch.Size) -> Tensor:
+    def narrow_mlp(self, tokens: int) -> bool:
+        """Whether the MLP takes so many tokens in float8."""
+        return isinstance(self.mlp, FusedMLP) and self.mlp.gate_up.narrow(tokens)
+
+    def attention(self, x_TC: Tensor | Narrow, angles: Angles, layer: int, attend: Attend, shape: torch.Size) -> Tensor:
         """The update of the residual stream, [T, C]; `shape` is [B, W]."""
         qkv_TX = self.qkv(x_TC)
         if isinstance(attend, PagedWindow) and runs_kernels(qkv_TX.is_cuda):
@@ -231,18 +239,30 @@ class FusedMLP:
         self.gate_up = GatedLinear(*_joined([mlp.gate_proj, mlp.up_proj], quantised))
         self.down = FastLinear(*_joined([mlp.down_proj], quantised))
 
-    def __call__(self, x_TC: Tensor) -> Tensor:
-        return self.down(self.gate_up(x_TC), whole=False)
+    def __call__(self, x_TC: Tensor | Narrow) -> Tensor:
+        return self.down(self.gate_up.activate(x_TC, self.down.narrow(len(x_TC))), whole=False)
 
 
-def add_norm(x_TC: Tensor, update_TC: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    """x + update and its norm: both [T, C], new tensors. The update may be parts of a sum [P, T, C] (`FastLinear`)."""
+def add_norm(
+    x_TC: Tensor, update_TC: Tensor | None, norm: RMSNorm, narrow: bool = False
+) -> tuple[Tensor, Tensor | Narrow]:
+    """x + update and its norm: both [T, C], new tensors. The update may be parts of a sum [P, T, C] (`FastLinear`).
+
+    `narrow`: the norm in float8 (`FastLinear.narrow`).
+    """
     if runs_kernels(x_TC.is_cuda):
         from unmask.kernels.norm import add_norm as kernel
 
-        return kernel(x_TC, update_TC, norm.weight, norm.eps)
+        return kernel(x_TC, update_TC, norm.weight, norm.eps, narrow)
     total = x_TC if update_TC is None else x_TC + update_TC
     return total, norm(total)
+
+
+def normed(x_TC: Tensor, update_TC: Tensor | None, norm: RMSNorm) -> Tensor:
+    """The norm of x + update alone, [T, C]."""
+    _, out_TC = add_norm(x_TC, update_TC, norm)
+    assert isinstance(out_TC, Tensor)
+    return out_TC
 
 
 def _qkv(attention: Attention) -> list[nn.Linear]:
@@ -276,8 +296,3 @@ def _join(parts: Sequence[Tensor], sizes: list[int]) -> Tensor:
     for part, rows in zip(parts, joint.split(sizes)):
         part.data = rows
     return joint
-
-
-def _quantised(weight_NK: Tensor) -> tuple[Tensor, None, Tensor]:
-    narrow, scale = to_float8(weight_NK)
-    return narrow, None, scale

@@ -27,6 +27,14 @@ TILES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     128: ((64, 64, 4, 4), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 4)),
     256: ((128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 4)),
 }
+# block_n, warps, stages for float8 tokens and weights, whose steps have 128 inputs.
+NARROW: dict[int, tuple[tuple[int, int, int], ...]] = {
+    16: ((64, 4, 4), (64, 4, 8), (128, 4, 6), (128, 8, 6)),
+    32: ((64, 4, 4), (64, 4, 8), (128, 4, 6), (128, 8, 6)),
+    64: ((64, 4, 4), (64, 4, 8), (128, 8, 6)),
+    128: ((64, 4, 4), (128, 8, 4)),
+    256: ((128, 8, 3), (64, 4, 3)),
+}
 VECTORS = ((4, 512, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 8))
 
 
@@ -77,6 +85,8 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
     if tokens > LONGEST or inputs % 16:
         return found
     eight, tile = linear.weight.dtype == FLOAT8, _tile(tokens)
+    if eight and tokens > 1 and inputs % 128 == 0 and card.capability >= (9, 0):
+        found += _narrow(outputs, inputs, tile, card)
     gated = isinstance(linear, GatedLinear) and tile < 256  # two sums of so many tokens would not fit
     if tokens == 1:
         wide = ((n, min(1024, 2 * k) if eight else k, warps) for n, k, warps in VECTORS)
@@ -92,6 +102,16 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
             splits = [1] if gated else _splits(outputs, inputs, way, card.processors)
             found += [replace(way, splits=s) for s in splits]
     return list(dict.fromkeys(found))
+
+
+def _narrow(outputs: int, inputs: int, tile: int, card: Card) -> list[Way]:
+    """The ways with float8 tokens."""
+    found = []
+    for n, warps, stages in NARROW[tile]:
+        way = Way("narrow", n, 128, warps=warps, stages=stages)
+        if stages * 128 * (n + tile) <= card.shared:
+            found += [replace(way, splits=splits) for splits in _splits(outputs, inputs, way, card.processors)]
+    return found
 
 
 def _tile(tokens: int) -> int:
@@ -160,7 +180,12 @@ def _measure(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Ti
 
 
 def _call(linear: FastLinear, way: Way, x_TK: Tensor) -> Callable[[], Tensor]:
-    return lambda: linear.run(way, x_TK)
+    if way.kind != "narrow":
+        return lambda: linear.run(way, x_TK)
+    from unmask.kernels.groups import narrowed
+
+    narrow = narrowed(x_TK)  # as whoever makes the tokens does
+    return lambda: linear.run(way, narrow)
 
 
 def _rotation(group: Sequence[FastLinear]) -> list[FastLinear]:

@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmask.kernels.tiling import Tiling, choose, processors
+from unmask.kernels.overlap import follow, overlapped
+from unmask.kernels.tiling import PROCESSORS, Tiling, choose, processors
 from unmask.layout import PAD
 
 _PAD = tl.constexpr(PAD)
@@ -100,11 +101,24 @@ def attend(
         BLOCK_D=block_d,
         STAGES=tiling.stages,
         num_warps=tiling.warps,
+        **overlapped(q_BWHD.is_cuda),
     )
     if splits > 1:
-        block_s = triton.next_power_of_2(splits)
-        warps = 4 if block_s * block_d > 1024 else 1
-        _merge[(rows * width * heads,)](part, lse, out_BWHD, splits, size, block_s, block_d, num_warps=warps)
+        queries, block_s = rows * width * heads, triton.next_power_of_2(splits)
+        block_q = max(1, min(16, 4096 // (block_s * block_d), triton.next_power_of_2(queries // (4 * PROCESSORS))))
+        _merge[(triton.cdiv(queries, block_q),)](
+            part,
+            lse,
+            out_BWHD,
+            queries,
+            splits,
+            SIZE=size,
+            BLOCK_Q=block_q,
+            BLOCK_S=block_s,
+            BLOCK_D=block_d,
+            num_warps=max(1, min(4, block_q * block_s * block_d // 512)),
+            **overlapped(q_BWHD.is_cuda),
+        )
     return out_BWHD
 
 
@@ -151,7 +165,9 @@ def _attend(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    follow(OVERLAP)
     # Under a causal order the last tiles see the most keys: they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row = (tl.program_id(1) // kv_heads).to(tl.int64)
@@ -288,26 +304,34 @@ def _absorb(
     return higher, total, acc
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["queries", "splits"])
 def _merge(
     part_ptr: tl.tensor,  # [B * W * H, splits, D]
     lse_ptr: tl.tensor,  # [B * W * H, splits]
     out_ptr: tl.tensor,  # [B * W * H, D]
+    queries: tl.tensor,  # B * W * H
     splits: tl.tensor,
     SIZE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
-    """The parts of one query weighted by their softmax sums; a part that saw nothing has weight 0."""
-    index = tl.program_id(0).to(tl.int64)
+    """The parts of each query weighted by their softmax sums; a part that saw nothing has weight 0."""
+    follow(OVERLAP)
+    index = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     s = tl.arange(0, BLOCK_S)
     d = tl.arange(0, BLOCK_D)
-    lse = tl.load(lse_ptr + index * splits + s, mask=s < splits, other=float("-inf"))
-    best = tl.max(lse, 0)
-    weight = tl.exp2(lse - tl.where(best == float("-inf"), 0.0, best))
-    total = tl.sum(weight, 0)
-    weight = weight / tl.where(total == 0, 1.0, total)
-    mask = (s < splits)[:, None] & (d < SIZE)[None, :]
-    part = tl.load(part_ptr + (index * splits + s)[:, None] * SIZE + d[None, :], mask=mask, other=0.0)
-    out = tl.sum(part * weight[:, None], 0)
-    tl.store(out_ptr + index * SIZE + d, out.to(out_ptr.dtype.element_ty), mask=d < SIZE)
+    real = index < queries
+    held = real[:, None] & (s < splits)[None, :]
+    at = index[:, None] * splits + s[None, :]
+    lse = tl.load(lse_ptr + at, mask=held, other=float("-inf"))
+    best = tl.max(lse, 1)
+    weight = tl.exp2(lse - tl.where(best == float("-inf"), 0.0, best)[:, None])
+    total = tl.sum(weight, 1)
+    weight = weight / tl.where(total == 0, 1.0, total)[:, None]
+    mask = held[:, :, None] & (d < SIZE)[None, None, :]
+    part = tl.load(part_ptr + at[:, :, None] * SIZE + d[None, None, :], mask=mask, other=0.0)
+    out = tl.sum(part * weight[:, :, None], 1)
+    mask = real[:, None] & (d < SIZE)[None, :]
+    tl.store(out_ptr + index[:, None] * SIZE + d[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)

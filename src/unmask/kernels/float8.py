@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from unmask.kernels.overlap import follow, overlapped
+
 
 def quantise_rows(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     """x as float8 (e4m3) [T, K] and a float32 scale per row [T]: the largest of a row becomes 448.
@@ -18,14 +20,20 @@ def quantise_rows(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     narrow = torch.empty_like(x_TK, dtype=torch.float8_e4m3fn)
     scale_T = x_TK.new_empty(tokens, dtype=torch.float32)
     block = min(4096, triton.next_power_of_2(size))
-    _quantise_rows[(tokens,)](x_TK, narrow, scale_T, size, BLOCK=block, num_warps=8)
+    _quantise_rows[(tokens,)](x_TK, narrow, scale_T, size, BLOCK=block, num_warps=8, **overlapped(x_TK.is_cuda))
     return narrow, scale_T
 
 
 @triton.jit
 def _quantise_rows(
-    x_ptr: tl.tensor, narrow_ptr: tl.tensor, scale_ptr: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr
+    x_ptr: tl.tensor,
+    narrow_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    size: tl.tensor,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    follow(OVERLAP)
     base = tl.program_id(0).to(tl.int64) * size
     c = tl.arange(0, BLOCK)
     largest = tl.zeros([BLOCK], dtype=tl.float32)

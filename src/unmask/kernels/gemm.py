@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from unmask.kernels.norm import silu
+from unmask.kernels.overlap import follow, overlapped
 
 
 def thin(
@@ -76,24 +77,31 @@ def thin(
         BLOCK_K=block_k,
         num_warps=warps,
         num_stages=stages,
+        **overlapped(x_TK.is_cuda),
     )
     if parts > 1 and not merge:
         return sums
-    if parts > 1:
-        _merge[(triton.cdiv(tokens * outputs, 1024),)](
-            sums,
-            none if bias_N is None else bias_N,
-            none if scale_N is None else scale_N,
-            out,
-            tokens * outputs,
-            outputs,
-            BIAS=bias_N is not None,
-            SCALE=scale_N is not None,
-            PARTS=parts,
-            BLOCK=1024,
-            num_warps=4,
-        )
-    return out
+    return out if parts == 1 else merge_parts(sums, bias_N, scale_N, out)
+
+
+def merge_parts(sums_PTN: Tensor, bias_N: Tensor | None, scale_N: Tensor | None, out_TN: Tensor) -> Tensor:
+    """The parts of a split sum added up in order, scaled and biased, into `out_TN`, which is returned."""
+    size, outputs = out_TN.numel(), out_TN.shape[1]
+    _merge[(triton.cdiv(size, 1024),)](
+        sums_PTN,
+        out_TN if bias_N is None else bias_N,
+        out_TN if scale_N is None else scale_N,
+        out_TN,
+        size,
+        outputs,
+        BIAS=bias_N is not None,
+        SCALE=scale_N is not None,
+        PARTS=len(sums_PTN),
+        BLOCK=1024,
+        num_warps=4,
+        **overlapped(out_TN.is_cuda),
+    )
+    return out_TN
 
 
 def tile_tokens(tokens: int) -> int:
@@ -120,6 +128,7 @@ def _thin(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -131,6 +140,7 @@ def _thin(
     x_at = x_ptr + t[None, :].to(tl.int64) * inputs + k[:, None]
     weight_at = weight_ptr + row[:, None] * inputs + k[None, :]
     below = outputs.to(tl.int64) * inputs
+    follow(OVERLAP)
     real = t[None, :] < tokens  # absent tokens are not read: with one token they would be most of the traffic
     acc = tl.zeros([BLOCK_N, BLOCK_T], dtype=tl.float32)
     up = tl.zeros([BLOCK_N, BLOCK_T], dtype=tl.float32)
@@ -189,7 +199,9 @@ def _merge(
     SCALE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    follow(OVERLAP)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
     acc = tl.zeros([BLOCK], dtype=tl.float32)
@@ -229,6 +241,7 @@ def vector(
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         num_warps=warps,
+        **overlapped(x_1K.is_cuda),
     )
     return out
 
@@ -248,10 +261,12 @@ def _vector(
     EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(n, outputs - 1).to(tl.int64)
     below = outputs.to(tl.int64) * inputs
+    follow(OVERLAP)
     k = tl.arange(0, BLOCK_K)
     weight_at = weight_ptr + row[:, None] * inputs + k[None, :]
     # Products of each column of the tile are added over the steps; the columns at the end.

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from unmask.kernels.overlap import follow, overlapped
+
 
 def rotate_and_store(
     qkv_TX: Tensor,
@@ -64,6 +66,7 @@ def rotate_and_store(
         num_warps=max(1, min(4, block_h * block_i // 256)),
         # The eager rotation rounds both products: a fused multiply-add would not.
         enable_fp_fusion=False,
+        **overlapped(qkv_TX.is_cuda),
     )
 
 
@@ -92,7 +95,9 @@ def _rotate_and_store(
     BLOCK_H: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    follow(OVERLAP)
     # Heads of the fused row: queries, then keys, then values. A pair is read and written by one program alone.
     token = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
