@@ -34,6 +34,7 @@ from unmask.errors import UnmaskError
 from unmask.models.checkpoint import Checkpoint, load_model
 from vectors_block_diffusion import check_bd3lm, check_sdar
 from vectors_d2f import check_d2f
+from vectors_didi import check_didi
 from vectors_dparallel import check_dparallel
 from vectors_jacobi_forcing import check_jacobi_forcing
 from vectors_logits import check_logits
@@ -81,6 +82,7 @@ TRAINING: dict[str, Callable[[Path, Case], str]] = {
     "sdar-training": check_sdar,
     "training-bd3lm": check_bd3lm,
     "training-d2f": check_d2f,
+    "training-didi": check_didi,
     "training-dparallel": check_dparallel,
     "training-llada": check_llada,
     "training-mdlm": check_mdlm,

@@ -38,6 +38,7 @@ BUILT = {
     "sdar-training-block.jsonl": 3,
     "training-bd3lm.jsonl": 20,
     "training-d2f.jsonl": 32,
+    "training-didi.jsonl": 13,
     "training-dparallel.jsonl": 19,
     "training-llada.jsonl": 11,
     "training-mdlm.jsonl": 15,

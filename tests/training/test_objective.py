@@ -74,7 +74,7 @@ def test_all_layers_and_forwards_share_one_compiled_graph(monkeypatch, backend):
 
 def test_decoding_runs_the_plain_layers():
     network = load_model(GOLDEN / "models" / "fast-dllm-v2-tiny", mask_token_id=190).model
-    objective = Objective(network, RECIPE, compiled=True)
+    objective = Objective(network, RECIPE, recomputed=True)
     assert objective.layered
 
     def fails(*given):

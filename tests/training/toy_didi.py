@@ -78,7 +78,9 @@ def log_ratio(table: Tensor, target: Tensor, tau: float, t: float) -> Tensor:
 class Toy:
     """The `Models` of a table; the discriminator is a function of canvases and sigma, or a table [64]."""
 
-    def __init__(self, table: Tensor, judge: Tensor | Callable[[Tensor, Tensor], Tensor], teacher: Tensor | None = None):
+    def __init__(
+        self, table: Tensor, judge: Tensor | Callable[[Tensor, Tensor], Tensor], teacher: Tensor | None = None
+    ):
         self.table, self.held, self.judge = table, teacher, judge
 
     def _states(self, table: Tensor, tokens: Tensor, index: Tensor | None) -> States:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.decoding.didi import Scorer, scores_of
+from unmask.attention.dense import DenseAttention
+from unmask.decoding.didi import Scorer
 from unmask.errors import UnmaskError
 from unmask.layout import Layout
 from unmask.models.config import DiTConfig
@@ -42,11 +43,11 @@ class SpectralLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u, v = self.weight_u, self.weight_v
         if self.training:
-            u, v = singular_vectors(self.weight_orig.detach())
+            u, v = singular_vectors(self.weight_orig.detach().float())
             self.weight_u.copy_(u)
             self.weight_v.copy_(v)
         norm = (u[:, None] * self.weight_orig * v).sum()
-        return F.linear(x, self.weight_orig / norm, self.bias)
+        return F.linear(x, (self.weight_orig / norm).to(x.dtype), self.bias.to(x.dtype))
 
 
 @torch.no_grad()
@@ -96,10 +97,12 @@ def new_discriminator(network: Network, trained_blocks: int) -> Discriminator:
 
 
 def judged(judge: nn.Module, layout: Layout, tokens: Tensor, sigma_N: Tensor) -> Tensor:
-    """Logits [K N, W] float32 of K corrupted canvases for each row of the layout [N, W], tokens [K N, W]."""
+    """Logits [K N, W] float32 of K corrupted canvases for each of N rows, tokens [K N, W]; layout [N, W] or [W]."""
     count = len(tokens) // len(sigma_N)
-    scores = scores_of(cast("Scorer", judge), layout.map(lambda x: x.repeat(count, 1)), sigma_N.repeat(count))
-    return scores(cast("Scorer", judge).embed(tokens)).float()
+    if layout.order.dim() == 2:
+        layout = layout.map(lambda x: x.repeat(count, 1))
+    scorer, positions = cast("Scorer", judge), layout.positions.expand_as(tokens)
+    return scorer(scorer.embed(tokens), sigma_N.repeat(count), positions, DenseAttention(layout)).float()
 
 
 @torch.no_grad()

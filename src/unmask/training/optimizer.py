@@ -105,18 +105,20 @@ class Optimizer:
                 leaves = [w.leaf for w in self._of(name) if (w.parameter.dim() >= 2) == matrices and w.leaf.numel()]
                 if leaves:
                     decay = config.weight_decay if matrices else 0.0
-                    parts.append({"params": leaves, "weight_decay": decay, "multiple": self.pace[name].rate})
+                    kept = {"group": name, "multiple": self.pace[name].rate}
+                    parts.append({"params": leaves, "weight_decay": decay, **kept})
         return parts
 
     def _of(self, group: str) -> list[Weight]:
         return [w for w in self.weights if w.group == group]
 
-    def step(self, learning_rate: float, loss: Tensor) -> Tensor:
+    def step(self, learning_rate: float, loss: Tensor, number: int = 0) -> Tensor:
         """One update with the gradients there are, which are then dropped.
 
         Args:
             learning_rate: of the network.
             loss: numbers that have to be finite too, the same in all processes.
+            number: of the update; the network stands still while one of the others is ahead of it (`Pace.lead`).
 
         Returns:
             The norm of the gradient of each of `groups`, on the device. Nothing waits for the device.
@@ -128,8 +130,9 @@ class Optimizer:
         for index, name in enumerate(self.groups):
             leaves = [w.leaf for w in self._of(name) if w.leaf.grad is not None]
             nn.utils.clip_grads_with_norm_(leaves, self.clip * self.pace[name].clip, norms[index])
+        waits = number < max((p.lead for p in self.pace.values()), default=0)
         for part in self.inner.param_groups:
-            part["lr"] = learning_rate * part["multiple"]
+            part["lr"] = 0.0 if waits and part["group"] == NETWORK else learning_rate * part["multiple"]
         self.inner.found_inf = self.bad
         self.inner.step()
         self.drop()

@@ -98,7 +98,7 @@ class Trainer:
                 values.sum().backward()
             terms.append(values.detach())
         whole = self.ranks.add(torch.stack(terms).sum(0)) / self.ranks.count
-        norms = self.optimizer.step(learning_rate, whole)
+        norms = self.optimizer.step(learning_rate, whole, step.number)
         self.raw.place_mask_row()
         self.done = step.number + 1
         if self.average is not None:

@@ -51,11 +51,14 @@ class Score:
 
 
 def one_sample_rows(batch: Batch) -> Batch:
-    """Each sample in a row of its own, at its own positions; the width is the longest one's, [B', W']."""
+    """Each sample in a row of its own, at its own positions; the width is the longest one's, [B', W'].
+
+    Of a batch without samples one row of padding is left.
+    """
     real = batch.segment != PAD
     row = ((batch.positions == 0) & real).flatten().cumsum(0)[real.flatten()] - 1
     column = batch.positions[real]
-    shape = (int(row.max()) + 1, int(column.max()) + 1) if len(row) else (0, 1)
+    shape = (int(row.max()) + 1, int(column.max()) + 1) if len(row) else (1, 1)
 
     def lay(x: Tensor, empty: int) -> Tensor:
         return torch.full(shape, empty).index_put((row, column), x[real])
@@ -134,7 +137,7 @@ class Canvases:
 
     Args:
         tokens: [N, W], masks where the answers go.
-        layout: [N, W], full attention within each row.
+        layout: full attention within each row; [N, W], or [W] where no row has padding.
         targets: [N, W], the data's answers, else -100.
         answers: bool [N, W].
         count: U.
@@ -152,9 +155,16 @@ def canvases(batch: Batch, group: int, mask_id: int) -> Canvases:
     real, answers = batch.segment != PAD, batch.labels != IGNORE
     tokens = torch.where(answers, mask_id, batch.tokens)
     alike = all(bool((x == x[:1]).all()) for x in (tokens, answers, real))
-    rows = [x.repeat_interleave(group, 0) for x in (tokens, real, batch.labels, answers)]
-    layout = full(tokens.shape[1]).batch(len(rows[0])).with_padding(rows[1])
-    return Canvases(rows[0], layout, rows[2], rows[3], 1 if alike and len(tokens) else len(tokens))
+    rows = [x.repeat_interleave(group, 0) for x in (tokens, batch.labels, answers, real)]
+    layout = full(tokens.shape[1])
+    if not bool(real.all()):
+        layout = layout.batch(len(rows[0])).with_padding(rows[3])
+    return Canvases(rows[0], layout, rows[1], rows[2], 1 if alike else len(tokens))
+
+
+def every(layout: Layout, count: int) -> Layout:
+    """The layout of every `count`-th row; one of [W] is that of all rows."""
+    return layout if layout.order.dim() == 1 else layout.map(lambda x: x[::count])
 
 
 def places(start: Canvases, draws: Draws) -> dict[str, Tensor]:
@@ -165,7 +175,7 @@ def places(start: Canvases, draws: Draws) -> dict[str, Tensor]:
         [S] in the flattened [N, W], `second_draw` [S, 1], `second_left` [S].
     """
     count, width = start.tokens.shape
-    members = count // max(start.count, 1)
+    members = count // start.count
     first = start.answers[::members].flatten().nonzero().squeeze(1)
     row, column = first // width, first % width
     second = (draws.hidden & start.answers).flatten().nonzero().squeeze(1)
@@ -222,7 +232,7 @@ def rollout(models: Models, view: Supervised, score: Score, teacher: bool) -> Ro
         held = models.teacher(*asked) if teacher else None
         return score(models.student(*asked), held, extra[f"{name}_draw"])
 
-    first = step(view.tokens[::members], view.layout.map(lambda x: x[::members]), "first")
+    first = step(view.tokens[::members], every(view.layout, members), "first")
     z = view.tokens.view(-1, members, width).clone()
     z[first_row, :, column] = torch.where(extra["first_hidden"], score.mask_id, first["token"])
     z = z.view(count, width)
@@ -249,7 +259,7 @@ def target_places(batch: Batch, noise: Noise, first_purpose: int) -> dict[str, T
 def ancestral(models: Models, view: Supervised, group: int, score: Score, steps: int) -> Tensor:
     """Samples [N, W] of the teacher by `steps` equal ancestral steps, the members of a group alike."""
     extra = view.extra
-    tokens, layout = view.tokens[::group].clone(), view.layout.map(lambda x: x[::group])
+    tokens, layout = view.tokens[::group].clone(), every(view.layout, group)
     when = (extra["target_moment"] * steps).long()
     for step in range(steps):
         due = (when == step).nonzero().squeeze(1)

@@ -130,15 +130,17 @@ class Supervised:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast one of `Recipe.modules` learns, in multiples of the network's.
+    """How fast one of `Recipe.modules` learns; `rate` and `clip` are multiples of the network's.
 
     Args:
         rate: of the learning rate.
         clip: of the largest norm of the gradient; modules are clipped each by itself.
+        lead: updates that the module gets before the network begins to learn.
     """
 
     rate: float = 1.0
     clip: float = 1.0
+    lead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ Paper: "Ultra-Fast Language Generation via Discrete Diffusion Divergence Instruc
 haoyangzheng-ai/didi-instruct, training release of 2026-02). The student writes in two steps, all masks -> z (masked at
 level tau) -> x. x and target samples are masked anew, a discriminator learns to tell them apart, and its log odds, less
 the mean of the group, weigh the log-probabilities of the student's draws. A frozen teacher holds the student back
-(KL at the masked places of both steps). All loss terms of student and discriminator are of disjoint parameters, so one
-backward pass serves both.
+(KL at the masked places of both steps). Student and discriminator have terms of their own in one backward pass; as the
+first rewards mean nothing, `discriminator_lead` lets the discriminator learn first.
 
 What differs from the official code, on purpose (the official behaviour is an option where one is named):
 - each draw is scored by the logits it was made from; the official code samples in passes of their own, under dropout;
@@ -102,6 +102,8 @@ class DidiInstruct(Recipe):
     """Learning rate of the discriminator, as a multiple of the student's."""
     discriminator_clip: float = 2.0
     """Largest norm of its gradient, as a multiple of the student's."""
+    discriminator_lead: int = 0
+    """Updates that the discriminator gets before the student moves."""
 
     def __post_init__(self) -> None:
         choices = (("stage", self.stage, Stage), ("norm", self.norm, Norm), ("target", self.target, Target))
@@ -127,7 +129,7 @@ class DidiInstruct(Recipe):
         return {"discriminator": new_discriminator(network, self.trained_blocks)}
 
     def pace(self) -> dict[str, Pace]:
-        return {"discriminator": Pace(self.discriminator_rate, self.discriminator_clip)}
+        return {"discriminator": Pace(self.discriminator_rate, self.discriminator_clip, self.discriminator_lead)}
 
     def views(self, batch: Batch, noise: Noise) -> View:
         rows = two_step.one_sample_rows(batch)
@@ -160,14 +162,12 @@ class DidiInstruct(Recipe):
         start = two_step.canvases(batch, self.group, self.mask_id)
         fake, real = draws.fake & start.answers, draws.real & start.answers
         extra = two_step.places(start, draws)
-        counted = ~extra["second_left"]
-        if self.drop_remasked:
-            counted = counted & ~fake.flatten()[extra["second_place"]]
+        counted = ~extra["second_left"] & ~(fake.flatten()[extra["second_place"]] & self.drop_remasked)
         extra |= {"fake": fake, "real": real, "second_counted": counted}
         extra |= {"weight": self.weights(draws.time), "sigma": noise_level(draws.time)}
         answers = {"first": int(start.answers.sum()) / self.group, "second": len(extra["second_place"])}
         normalisers = {f"{term}_{step}": count for term in ("kl", "entropy") for step, count in answers.items()}
-        normalisers |= {"policy": len(fake), "real": int(real.sum()), "fake": int(fake.sum())}
+        normalisers |= {"policy": int(start.answers.any(1).sum()), "real": int(real.sum()), "fake": int(fake.sum())}
         return View(start.tokens, start.layout, start.targets, torch.ones(fake.shape), normalisers, extra)
 
     def loss(self, models: Models, view: Supervised) -> Terms:
