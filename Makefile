@@ -5,7 +5,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheel clean
+# How much of the zoo at a time, and where its table goes; on a CPU, ZOO="--tiny --parallel 0" shows that it runs.
+ZOO ?= --parallel 3 --results bench/results
+
+.PHONY: demo test lint types wheel zoo clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +29,9 @@ lint: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/pyright
+
+zoo: $(VENV)/.ready
+	$(BIN)/unmask zoo configs/zoo --out runs/zoo $(ZOO)
 
 # The built wheel, away from the source tree: it must hold the checkpoints and answer.
 wheel: $(VENV)/.ready

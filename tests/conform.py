@@ -32,9 +32,17 @@ from replay import Case, Replay
 from replay_likelihood import LIKELIHOODS
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import Checkpoint, load_model
+from vectors_block_diffusion import check_bd3lm, check_sdar
+from vectors_d2f import check_d2f
+from vectors_didi import check_didi
+from vectors_dparallel import check_dparallel
+from vectors_jacobi_forcing import check_jacobi_forcing
 from vectors_logits import check_logits
+from vectors_masked import check_llada
+from vectors_mdlm import check_mdlm
 from vectors_samplers import SAMPLERS
 from vectors_training import check_fast_dllm_v2
+from vectors_wedlm import check_wedlm
 
 
 @dataclass
@@ -68,7 +76,18 @@ REPLAYS: dict[str, Callable[[Checkpoint, Case], Replay]] = {
 # What is no decoding: a function of the folder and the case, empty if all agrees.
 CHECKS: dict[str, Callable[[Path, Case], str]] = LIKELIHOODS | SAMPLERS | replay_jacobi.TRAJECTORIES
 # Recorded training forwards, in the same way.
-TRAINING: dict[str, Callable[[Path, Case], str]] = {"fast-dllm-v2-training": check_fast_dllm_v2}
+TRAINING: dict[str, Callable[[Path, Case], str]] = {
+    "fast-dllm-v2-training": check_fast_dllm_v2,
+    "jacobi-loss": check_jacobi_forcing,
+    "sdar-training": check_sdar,
+    "training-bd3lm": check_bd3lm,
+    "training-d2f": check_d2f,
+    "training-didi": check_didi,
+    "training-dparallel": check_dparallel,
+    "training-llada": check_llada,
+    "training-mdlm": check_mdlm,
+    "wedlm-loss": check_wedlm,
+}
 
 
 @cache
@@ -135,7 +154,7 @@ def replay_file(folder: Path, path: Path) -> Outcome:
         outcome.not_built = "method"
         return outcome
     cases: list[Case] = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    outcome.not_built = _models_known(folder, {c["model"] for c in cases})
+    outcome.not_built = _models_known(folder, {c["model"] for c in cases if c["model"]})
     if outcome.not_built:
         return outcome
     for case in cases:

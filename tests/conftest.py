@@ -1,4 +1,4 @@
-"""For all tests: one thread, deterministic kernels, GPU tests skipped without a GPU."""
+"""For all tests: one thread, deterministic kernels, GPU tests skipped without a GPU, slow ones but for `-m slow`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "gpu" in item.keywords:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "slow" in item.keywords and "slow" not in config.getoption("markexpr"):
+            item.add_marker(pytest.mark.skip(reason="slow: pytest -m slow"))

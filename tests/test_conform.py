@@ -25,6 +25,7 @@ BUILT = {
     "freedave-dream.jsonl": 28,
     "freedave-llada.jsonl": 30,
     "jacobi-causal.jsonl": 18,
+    "jacobi-loss-causal.jsonl": 19,
     "jacobi-mr-causal.jsonl": 17,
     "jacobi-trajectory-causal.jsonl": 8,
     "jacobi-window-causal.jsonl": 10,
@@ -34,11 +35,19 @@ BUILT = {
     "mdlm-sampler.jsonl": 7,
     "sched-dream.jsonl": 26,
     "sdar-block.jsonl": 32,
+    "sdar-training-block.jsonl": 3,
+    "training-bd3lm.jsonl": 20,
+    "training-d2f.jsonl": 32,
+    "training-didi.jsonl": 13,
+    "training-dparallel.jsonl": 19,
+    "training-llada.jsonl": 11,
+    "training-mdlm.jsonl": 15,
     "vanilla-dream.jsonl": 21,
     "vanilla-llada.jsonl": 18,
     "vanilla-llada-moe.jsonl": 4,
     "wedlm-causal.jsonl": 45,
     "wedlm-hf-causal.jsonl": 13,
+    "wedlm-loss-causal.jsonl": 14,
 }
 
 

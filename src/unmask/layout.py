@@ -102,9 +102,14 @@ def doubled(length: int, block: int) -> Layout:
     A noisy block sees itself and the clean blocks before it; clean blocks are block-causal; nothing clean sees
     anything noisy.
     """
-    index = torch.arange(length)
+    return doubled_rows(torch.arange(length), block)
+
+
+def doubled_rows(index: Tensor, block: int) -> Layout:
+    """The same for packed samples; `index` [..., L] counts the tokens of each sample from 0."""
     j = index // block
-    return _layout(torch.cat([2 * j, 2 * j + 1]), torch.cat([j + 1, torch.zeros_like(j)]), torch.cat([index, index]))
+    order, lane = torch.cat([2 * j, 2 * j + 1], dim=-1), torch.cat([j + 1, torch.zeros_like(j)], dim=-1)
+    return _layout(order, lane, torch.cat([index, index], dim=-1))
 
 
 def wedlm_streams(length: int, block: int) -> Layout:
@@ -112,10 +117,14 @@ def wedlm_streams(length: int, block: int) -> Layout:
 
     `positions` are those of the identity order; the caller permutes them together with the tokens of each block.
     """
-    index = torch.arange(length)
+    return wedlm_rows(torch.arange(length), block)
+
+
+def wedlm_rows(index: Tensor, block: int) -> Layout:
+    """The same for packed samples; `index` [..., L] counts the tokens of each sample from 0."""
     b, i, stride = index // block, index % block, block + 1
-    order = torch.cat([index * stride, (b * block - 1) * stride + 1 + i])
-    return _layout(order, torch.cat([torch.zeros_like(b), b + 1]), torch.cat([index, index]))
+    order = torch.cat([index * stride, (b * block - 1) * stride + 1 + i], dim=-1)
+    return _layout(order, torch.cat([torch.zeros_like(b), b + 1], dim=-1), torch.cat([index, index], dim=-1))
 
 
 def jacobi_noise(prompt: int, length: int) -> Layout:
@@ -137,6 +146,25 @@ def jacobi_clean(length: int, starts: list[int], block: int) -> Layout:
     lane = [torch.zeros_like(clean)] + [torch.full((block,), j + 1) for j in range(len(starts))]
     positions = [clean] + [s + offset for s in starts]
     return _layout(torch.cat(order), torch.cat(lane), torch.cat(positions))
+
+
+def jacobi_rows(index: Tensor, prompt: Tensor, window: int) -> Layout:
+    """[clean ; noisy] row of Jacobi Forcing for packed samples, 2 L tokens.
+
+    Clean tokens are causal. Noisy ones see the noisy tokens of their own window before them, and the clean tokens
+    before that window. Windows of one block give clean context, windows as long as the row the noise-conditioned
+    pattern, where the clean half is the teacher's row and the noisy half the student's.
+
+    Args:
+        index: [..., L], counts the tokens of each sample from 0.
+        prompt: [..., L], the length of the sample's prompt; noisy tokens before it must be moved to the padding.
+        window: noisy tokens that see each other; windows are counted from the prompt's end.
+    """
+    number = torch.div(index - prompt, window, rounding_mode="floor").clamp(min=0)
+    start, stride = prompt + number * window, window + 1
+    order = torch.cat([index * stride, (start - 1) * stride + 1 + index - start], dim=-1)
+    lane = torch.cat([torch.zeros_like(number), number + 1], dim=-1)
+    return _layout(order, lane, torch.cat([index, index], dim=-1))
 
 
 def copies(base: Layout, count: int) -> Layout:

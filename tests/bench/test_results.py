@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dummies import tiny_dummy
+from dummies import TRAIN, tiny_dummy, train_entry
 
 from unmask import UnmaskError
 from unmask.bench import results, throughput
@@ -32,11 +32,15 @@ def sample(kind: str) -> dict[str, Any]:
         "step": {"context": 16, "steps": 3},
         "throughput": {"prompt": 8, "new_tokens": 8, "task": None},
         "memory": {"prompt": 8, "new_tokens": 8, "device_bytes": None},
+        "train": TRAIN,
     }[kind]
     data = results.head(kind, lm, "tiny", random=True, engine={"tune": False, "quantise": None}, asked=asked)
     if kind == "step":
         data["ceilings"] = Ceilings(1e9, 1e10).as_dict()
         data["results"] = [measure_step(lm, Ceilings(1e9, 1e10), 1, 4, context=16, steps=3).as_dict()]
+    elif kind == "train":
+        data["ceilings"] = Ceilings(1e9, 1e10).as_dict()
+        data["results"] = [train_entry(lm, block_size=16)]
     elif kind == "throughput":
         data["results"] = [throughput.measure(lm, one, prompts_of(lm, 2, 8), 8), one.about(9) | {"reason": "full"}]
     else:

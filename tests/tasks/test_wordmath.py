@@ -149,12 +149,12 @@ def test_plurals(one, many):
 
 
 def test_every_template_occurs_and_held_out_ones_only_outside_training(train, test, unseen):
-    seen = Counter(p.template for p in train)
+    seen = Counter(p.kind for p in train)
     held = {t.name for t in wordmath.HELD_OUT}
     assert set(seen) == {t.name for t in wordmath.TEMPLATES}
     assert not held & set(seen)
     assert not any(p.held_out for p in train)
-    assert held <= {p.template for p in unseen}
+    assert held <= {p.kind for p in unseen}
     assert 0.01 < sum(p.held_out for p in test) / len(test) < 0.03
     assert all(p.held_out for p in unseen)
 
@@ -162,7 +162,7 @@ def test_every_template_occurs_and_held_out_ones_only_outside_training(train, te
 def test_every_situation_has_many_surface_forms(train, surfaces):
     forms = defaultdict(set)
     for problem, form in zip(train, surfaces):
-        forms[problem.template].add(form)
+        forms[problem.kind].add(form)
     counts = sorted(len(f) for f in forms.values())
     assert counts[0] >= 20
     assert counts[len(counts) // 2] >= 50

@@ -1,66 +1,18 @@
 """The loop: learns, does not care how a step is cut, resumes exactly, leaves a checkpoint that loads."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from unmask.errors import UnmaskError
 from unmask.models.checkpoint import load_model
-from unmask.training.config import from_mapping
-from unmask.training.loop import prefetch, rate, run
-from unmask.training.plot import draw, read_log
+from unmask.training.log import read_log
+from unmask.training.loop import run
+from unmask.training.optimizer import rate
+from unmask.training.step import Share, prefetch
 
-TOKENIZER = Path(__file__).parents[2] / "configs" / "nano" / "tokenizer"
-NANO = json.loads((TOKENIZER.parent / "model" / "config.json").read_text())
-SMALL = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 DIFFUSION = {"name": "fast_dllm_v2", "block_size": 16, "clean_weight": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def make(tmp_path):
-    """A config for a tiny model, by name of its output folder."""
-    model = tmp_path / "config.json"
-    model.write_text(json.dumps({**NANO, **SMALL}))
-
-    def config(name, **changes):
-        values = {
-            "recipe": {"name": "autoregressive"},
-            "model": str(model),
-            "tokenizer": str(TOKENIZER),
-            "output": str(tmp_path / name),
-            "problems": 120,
-            "row_tokens": 192,
-            "rows_per_step": 8,
-            "rows_per_forward": 8,
-            "steps": 4,
-            "learning_rate": 5e-3,
-            "warmup_steps": 2,
-            "eval_problems": 12,
-            "eval_every": 100,
-            "log_every": 1,
-            "workers": 1,
-            "dtype": "float32",
-            "fill_end": changes.get("recipe", {}).get("name") == "fast_dllm_v2",
-            **changes,
-        }
-        return from_mapping({k: v for k, v in values.items() if v is not None})
-
-    return config
 
 
 def weights(config):
@@ -81,10 +33,10 @@ def test_a_few_steps_lower_the_loss(make, recipe):
 
 
 @pytest.mark.parametrize("recipe", [{"name": "autoregressive"}, DIFFUSION], ids=["ar", "diffusion"])
-def test_one_forward_of_eight_rows_equals_two_of_four_and_eight_of_one(make, recipe):
+def test_one_forward_of_eight_rows_equals_two_of_four_and_eight_of_one(tiny, recipe):
     states = []
     for size in (8, 4, 1):
-        config = make(f"rows{size}", recipe=recipe, rows_per_forward=size, steps=2)
+        config = tiny(f"rows{size}", recipe=recipe, rows_per_step=8, rows_per_forward=size, steps=2)
         run(config)
         states.append((weights(config), losses(config)))
     for state, loss in states[1:]:
@@ -94,21 +46,21 @@ def test_one_forward_of_eight_rows_equals_two_of_four_and_eight_of_one(make, rec
             assert (tensor - state[name]).abs().mean() < 1e-5, name
 
 
-def test_a_resumed_run_equals_one_that_never_stopped(make):
+def test_a_resumed_run_equals_one_that_never_stopped(tiny):
     same = {"recipe": {"name": "fast_dllm_v2", "block_size": 16}, "schedule": "constant"}
-    same |= {"problems": 30, "rows_per_step": 4, "rows_per_forward": 4}  # 5 steps an epoch
-    through = make("through", steps=7, **same)
+    same |= {"problems": 20}  # 5 steps an epoch
+    through = tiny("through", steps=7, **same)
     run(through)
-    run(make("stopped", steps=4, save_every=4, **same))
-    resumed = make("stopped", steps=7, resume=True, **same)
+    run(tiny("stopped", steps=4, save_every=4, **same))
+    resumed = tiny("stopped", steps=7, resume=True, **same)
     run(resumed)
     assert losses(resumed) == losses(through)
     for name, tensor in weights(through).items():
         assert torch.equal(tensor, weights(resumed)[name]), name
 
 
-def test_a_conversion_starts_from_the_checkpoint_and_writes_one_the_family_reads(make):
-    base = make("base", steps=3)
+def test_a_conversion_starts_from_the_checkpoint_and_writes_one_the_family_reads(tiny):
+    base = tiny("base", steps=3)
     run(base)
     changes = {
         "architectures": ["Fast_dLLM_QwenForCausalLM"],
@@ -117,7 +69,7 @@ def test_a_conversion_starts_from_the_checkpoint_and_writes_one_the_family_reads
         "mask_token_id": 3,
     }
     options = {"recipe": DIFFUSION, "model": None, "init": base.output, "config_changes": changes}
-    config = make("converted", **options, mask_init="mean", learning_rate=0.0, dtype="bfloat16")
+    config = tiny("converted", **options, mask_init="mean", learning_rate=0.0, dtype="bfloat16")
     run(config)
     loaded = load_model(config.output)
     assert (loaded.family.name, loaded.family.mask_id, loaded.family.block_size) == ("fast-dllm-v2", 3, 16)
@@ -137,6 +89,7 @@ def test_the_schedule_warms_up_and_falls(make):
     assert rate(config, 9, 0.0) == pytest.approx(1.0)
     assert rate(config, 50, 0.5) == pytest.approx(0.55)
     assert rate(config, 99, 1.0) == pytest.approx(0.1)
+    assert rate(make("x", schedule="linear", learning_rate=1.0, final_rate=0.1), 50, 0.25) == pytest.approx(0.775)
     assert rate(make("x", schedule="constant", learning_rate=1.0), 50, 0.9) == 1.0
 
 
@@ -145,6 +98,16 @@ def test_a_time_limit_ends_the_run_and_still_saves(make):
     figures = run(config)
     assert 0 < figures["step"] < 100_000
     assert load_model(config.output).config.num_layers == 2
+
+
+def test_the_rows_of_a_step_are_shared_evenly_or_not_at_all():
+    shares = [Share.of(8, 2, index, 2) for index in range(2)]
+    assert [share.groups(list(range(8))) for share in shares] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    assert Share.of(8, 8, 1, 4).groups(list(range(8))) == [[2, 3]]
+    with pytest.raises(UnmaskError, match="rows_per_step 8 cannot be shared evenly by 3 processes"):
+        Share.of(8, 2, 0, 3)
+    with pytest.raises(UnmaskError, match="the 6 rows of a step and process are no multiple of rows_per_forward 4"):
+        Share.of(12, 4, 0, 2)
 
 
 def test_prefetching_keeps_the_order_and_raises_what_the_thread_raised():
@@ -158,11 +121,3 @@ def test_prefetching_keeps_the_order_and_raises_what_the_thread_raised():
     assert next(items) == 1
     with pytest.raises(RuntimeError, match="no more"):
         next(items)
-
-
-def test_the_log_can_be_drawn(make, tmp_path):
-    pytest.importorskip("matplotlib")
-    config = make("drawn", steps=2)
-    run(config)
-    draw([Path(config.output) / "log.jsonl"], tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").stat().st_size > 1000

@@ -1,7 +1,7 @@
 """Recipes: the official losses and gradients, complementary views, and training equal to decoding."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,28 +12,21 @@ from unmask.errors import UnmaskError
 from unmask.layout import block_causal, doubled, visible
 from unmask.models.checkpoint import load_model
 from unmask.training.noise import Noise
-from unmask.training.objective import Objective, Supervised
 from unmask.training.recipes import make_recipe
 from unmask.training.recipes.autoregressive import Autoregressive
 from unmask.training.recipes.base import IGNORE, Batch
 from unmask.training.recipes.fast_dllm_v2 import FastDllmV2
-from vectors_training import check_fast_dllm_v2
+from vectors_training import check_fast_dllm_v2, loss_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [json.loads(x) for x in (GOLDEN / "fast-dllm-v2-training-block.jsonl").read_text().splitlines()]
-
-
-def plain_batch(tokens, labels):
-    index = torch.arange(tokens.shape[1]).expand_as(tokens)
-    row = torch.arange(len(tokens)).unsqueeze(1).expand_as(tokens)
-    return Batch(tokens, labels, torch.zeros_like(tokens), index, row)
 
 
 def random_batch(rows=3, length=64, prompt=10, seed=0):
     tokens = torch.randint(0, 180, (rows, length), generator=torch.Generator().manual_seed(seed))
     labels = tokens.clone()
     labels[:, :prompt] = IGNORE
-    return plain_batch(tokens, labels)
+    return Batch.of(tokens, labels)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +53,7 @@ def test_each_answer_token_is_one_target_of_the_row_before_it():
     batch = random_batch()
     view = FastDllmV2(mask_id=190, block_size=16).views(batch, Noise(0))
     targets = view.targets[:, :64]
-    assert view.normaliser == int((batch.labels != IGNORE).sum())
+    assert view.normalisers["loss"] == int((batch.labels != IGNORE).sum())
     merged = torch.maximum(*targets.chunk(2))
     assert torch.equal(merged[:, 9:63], batch.tokens[:, 10:])
     assert (merged[:, :9] == IGNORE).all()
@@ -70,7 +63,7 @@ def test_each_answer_token_is_one_target_of_the_row_before_it():
 def test_noise_of_a_sample_does_not_depend_on_the_batch_around_it():
     batch, recipe = random_batch(rows=4), FastDllmV2(mask_id=190, block_size=16)
     both = recipe.views(batch, Noise(5, 2))
-    tail = Batch(*(x[2:] for x in (batch.tokens, batch.labels, batch.segment, batch.positions, batch.sample)))
+    tail = Batch(**{f.name: getattr(batch, f.name)[2:] for f in fields(Batch) if f.name != "drafts"})
     alone = recipe.views(tail, Noise(5, 2))
     assert torch.equal(both.tokens[2:4], alone.tokens[:2])
     assert not torch.equal(alone.tokens, recipe.views(tail, Noise(5, 3)).tokens)
@@ -117,7 +110,7 @@ def test_clean_rows_predict_only_the_first_token_of_the_next_block():
     assert torch.equal(clean[:3, 15:63:16], batch.tokens[:, 16::16])
     assert int((clean != IGNORE).sum()) == 3 * 3
     assert (view.weights[:, 64:] == 0.5).all()
-    assert view.normaliser == int((view.targets[:, :64] != IGNORE).sum())
+    assert view.normalisers["loss"] == int((view.targets[:, :64] != IGNORE).sum())
 
 
 def test_noisy_blocks_give_the_logits_of_decoding_against_the_clean_prefix(network):
@@ -145,11 +138,13 @@ def test_packed_samples_train_as_in_rows_of_their_own(network, recipe):
         segment=torch.tensor([[0] * 32 + [1] * 32]),
         positions=whole.positions.reshape(1, 64),
         sample=sample.reshape(1, 64),
+        prompt=whole.prompt.reshape(1, 64),
+        answer=whole.answer.reshape(1, 64),
     )
     losses = []
     for batch in (apart, joined):
         view = recipe.views(batch, Noise(0))
-        losses.append(float(Objective(network)(Supervised.of(view))[0]) / view.normaliser)
+        losses.append(loss_of(network, recipe, view).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -161,7 +156,7 @@ def test_autoregressive_targets_are_the_next_answer_tokens():
     with_prompt = Autoregressive(prompt_weight=0.1).views(batch, Noise(0))
     assert torch.equal(with_prompt.targets[:, :63], batch.tokens[:, 1:])
     assert with_prompt.weights[0, 8] == pytest.approx(0.1) and with_prompt.weights[0, 9] == 1
-    assert with_prompt.normaliser == view.normaliser
+    assert with_prompt.normalisers == view.normalisers
 
 
 def test_unknown_recipes_and_options_are_refused_with_the_nearest_name():

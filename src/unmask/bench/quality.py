@@ -14,7 +14,7 @@ from typing import Any
 
 from unmask.decoding.counters import Counters
 from unmask.lm import LM, Generation
-from unmask.tasks import get_task
+from unmask.tasks import Problem, Task, get_task
 
 
 @dataclass
@@ -37,8 +37,19 @@ class Contender:
             "correct": right,
             "accuracy": round(100 * right / max(len(self.answers), 1), 2),
             "accuracy_unseen_wordings": round(100 * sum(unseen) / len(unseen), 2) if unseen else None,
+            "accuracy_by_kind": self._by_kind(),
         }
         return head | score | self.counters.as_dict()
+
+    def _by_kind(self) -> dict[str, dict[str, Any]]:
+        """Problems, right answers and their percentage of each sort of problem."""
+        sorts: dict[str, list[bool]] = {}
+        for answer in self.answers:
+            sorts.setdefault(answer["kind"], []).append(answer["correct"])
+        return {
+            kind: {"problems": len(r), "correct": sum(r), "accuracy": round(100 * sum(r) / len(r), 2)}
+            for kind, r in sorted(sorts.items())
+        }
 
 
 def quality(
@@ -85,9 +96,9 @@ def _answer(contender: Contender, questions: list[str], max_new_tokens: int) -> 
     return contender.lm.generate(questions, method=contender.method, max_new_tokens=max_new_tokens, **contender.options)
 
 
-def _record(task: Any, problem: Any, result: Generation) -> dict[str, Any]:
+def _record(task: Task, problem: Problem, result: Generation) -> dict[str, Any]:
     return {
-        "template": problem.template,
+        "kind": problem.kind,
         "held_out": problem.held_out,
         "expected": problem.answer,
         "answered": task.extract_answer(result.text),

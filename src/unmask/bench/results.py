@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from unmask.bench import memory, record, roofline, steps, throughput
+from unmask.bench import memory, record, roofline, steps, throughput, training
 from unmask.errors import UnmaskError
 from unmask.lm import LM
 from unmask.schema import count, each, fields, number, one_of, optional, scalar, table, text, whole
 from unmask.schema import record as an_object
 
-KINDS = ("step", "throughput", "memory")
+KINDS = ("step", "throughput", "memory", "train")
 HEAD = {
     "schema": whole(record.SCHEMA, record.SCHEMA),
     "bench": one_of(KINDS),
@@ -41,6 +41,7 @@ ASKED = {
     "step": {"context": whole(1, 1 << 30), "steps": whole(1, 1 << 30)},
     "throughput": {"prompt": optional(whole(1, 1 << 30)), "new_tokens": whole(1, 1 << 30), "task": optional(text)},
     "memory": {"prompt": whole(1, 1 << 30), "new_tokens": whole(1, 1 << 30), "device_bytes": optional(number(0.0))},
+    "train": training.ASKED,
 }
 """Fields of `asked`."""
 RAW = ("walls", "gpus", "ttfts", "shapes")
@@ -81,7 +82,7 @@ def check(data: Any) -> dict[str, Any]:
     fields(data, HEAD)
     kind = data["bench"]
     fields(data["asked"], ASKED[kind], "asked.")
-    if kind == "step":
+    if kind in ("step", "train"):
         fields(fields(data, {"ceilings": an_object})["ceilings"], roofline.CEILINGS, "ceilings.")
     for i, entry in enumerate(data["results"]):
         _entry(kind, entry, f"results[{i}].")
@@ -89,8 +90,9 @@ def check(data: Any) -> dict[str, Any]:
 
 
 def _entry(kind: str, entry: dict[str, Any], where: str) -> None:
-    if kind == "step":
-        fields(entry, steps.ENTRY, where)
+    plain = {"step": steps.ENTRY, "train": training.ENTRY}
+    if kind in plain:
+        fields(entry, plain[kind], where)
         return
     module = throughput if kind == "throughput" else memory
     fields(entry, module.ENTRY, where)

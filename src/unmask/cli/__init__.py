@@ -1,4 +1,4 @@
-"""The command line: `unmask demo | generate | chat | trace | compare | methods | info | train | bench`.
+"""The command line: `unmask demo | generate | chat | trace | compare | methods | info | train | distil | ...`.
 
 Also as `python -m unmask`. Thin on purpose: a command reads its arguments, calls the library and prints. torch and the
 library are imported inside the commands, so that `unmask --help` answers at once.

@@ -14,11 +14,14 @@ from unmask.cli.bench import app as bench
 from unmask.cli.chat import chat
 from unmask.cli.compare import compare
 from unmask.cli.demo import demo
+from unmask.cli.distil import distil
+from unmask.cli.export import export
 from unmask.cli.generate import generate
 from unmask.cli.info import info
 from unmask.cli.methods import methods
 from unmask.cli.trace import trace
 from unmask.cli.train import train
+from unmask.cli.zoo import zoo
 from unmask.errors import UnmaskError, UnmaskWarning
 
 RESTORE = "\x1b[0m\x1b[?25h"  # colours off, cursor shown
@@ -57,7 +60,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, generate, chat, trace, compare, methods, info, train):
+for command in (demo, generate, chat, trace, compare, methods, info, train, distil, export, zoo):
     app.command()(command)
 app.add_typer(bench, name="bench")
 

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from unmask.cli.bench_speed import memory, step, throughput
+from unmask.cli.bench_train import train
 from unmask.cli.loading import load
 from unmask.cli.options import DeviceOpt, DtypeOpt, EngineOpt, JsonOpt, MethodOpt, SetOpt, Settings
 from unmask.cli.output import Output
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from unmask.bench.quality import Contender
 
 app = typer.Typer(no_args_is_help=True)
-for command in (step, throughput, memory):
+for command in (step, throughput, memory, train):
     app.command()(command)
 
 
@@ -41,7 +42,7 @@ def quality(
     against: Annotated[
         str | None, typer.Option(help="A second model, decoded autoregressively on the same problems, in turns.")
     ] = None,
-    task: Annotated[str, typer.Option(help="Which problems.")] = "wordmath",
+    task: Annotated[str, typer.Option(help="Which problems: wordmath, lists, lists:shuffle, ...")] = "wordmath",
     split: Annotated[str, typer.Option(help="train, validation, test, or unseen: untrained wordings alone.")] = "test",
     count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Which problems of the split.")] = 0,
@@ -59,6 +60,7 @@ def quality(
     settings = Settings.given(method, set_ or [])
     lm = load(model, out, adapter=None, device=device, dtype=dtype)
     settings.check(lm.default_method)
+    length = settings.common.pop("max_new_tokens", 256)
 
     import torch
 
@@ -74,7 +76,7 @@ def quality(
         contenders.append(Contender(against, other, "autoregressive"))
     if quantise is not None and not engine:
         raise UnmaskError("--quantise is of the engine: give --engine too")
-    asked = {"task": task, "split": split, "count": count, "seed": seed, "batch": batch}
+    asked = {"task": task, "split": split, "count": count, "seed": seed, "batch": batch, "max_new_tokens": length}
     with Progress(console=out.notes, transient=True, disable=not out.notes.is_terminal) as bar:
         work = bar.add_task("problems", total=count)
         made = ({} if quantise is None else {"quantise": quantise}) if engine else None

@@ -43,8 +43,8 @@ from unmask.errors import UnmaskError, unknown
 ShapeArg = Annotated[
     str,
     typer.Argument(
-        help="A shape with random weights (fast-dllm-v2-7b, fast-dllm-v2-1.5b, qwen2.5-7b, dream-7b, a config.json, a "
-        "folder without weights), or a checkpoint: nano, nano-ar, a folder, a hub id.",
+        help="A shape with random weights (fast-dllm-v2-7b, fast-dllm-v2-1.5b, qwen2.5-7b, qwen2.5-1.5b, dream-7b, a "
+        "config.json, a folder without weights), or a checkpoint: nano, nano-ar, a folder, a hub id.",
         show_default=False,
     ),
 ]

@@ -76,9 +76,10 @@ class Report:
         if not self.out.json:
             d = self.data
             weights = "random weights" if d["weights"] == "random" else "its own weights"
-            engine = ", ".join(f"{k} {v}" for k, v in d["engine"].items() if v is not None)
-            print(f"{d['model']} ({weights}), {d['dtype']}, {d['device']}; {self.about}; engine: {engine}")
-            if d["device_type"] == "cpu":
+            settings = ", ".join(f"{k} {v}" for k, v in d["engine"].items() if v is not None)
+            engine = f"; engine: {settings}" if settings else ""
+            print(f"{d['model']} ({weights}), {d['dtype']}, {d['device']}; {self.about}{engine}")
+            if d["device_type"] == "cpu" and settings:
                 print("measured on the CPU: the engine's plain form, without kernels and graphs")
             print("\n".join(columns(self.rows, left=left)))
             self.out.note(definitions)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def save(
     *,
     like: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    extras: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes config.json and the weights under the checkpoint's own tensor names.
 
@@ -47,6 +48,7 @@ def save(
         config_json: the source's config, written as it is but for the dtype.
         like: a checkpoint folder whose shards are kept and whose tokenizer and generation config are copied.
         shard_bytes: largest file, where `like` does not decide.
+        extras: puts further files into the folder it is given, which become part of the checkpoint.
 
     Raises:
         UnmaskError: the folder cannot be written. What was there before is left alone.
@@ -62,6 +64,8 @@ def save(
             (draft / "config.json").write_text(json.dumps(_with_dtype(config_json, model), indent=2) + "\n")
             if like is not None:
                 _copy_extras(like, draft)
+            if extras is not None:
+                extras(draft)
             _publish(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

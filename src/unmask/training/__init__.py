@@ -31,8 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes")
     given = parser.parse_args(arguments)
     try:
-        print(run(load_config(given.config, given.changes)))
+        figures = run(load_config(given.config, given.changes))
     except UnmaskError as error:
         print(error, file=sys.stderr)
         return 2
+    finally:
+        from unmask.training.ranks import Ranks
+
+        main_process = Ranks.close()
+    if main_process:
+        print(figures)
     return 0

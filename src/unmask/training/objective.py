@@ -1,95 +1,135 @@
-"""The one loss of all recipes: cross-entropy on the supervised rows alone, weighted, summed, in float32."""
+"""The networks of a run as one module whose forward is the recipe's loss: what DDP, FSDP and compilers wrap."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import register_pytree_node
 
 from unmask.attention import Attend
-from unmask.attention.dense import DenseAttention
-from unmask.attention.flex import FlexAttention
-from unmask.errors import UnmaskError
 from unmask.layout import Layout
 from unmask.models.network import Network
-from unmask.training.recipes.base import IGNORE, View
+from unmask.training.adapters import Adapters
+from unmask.training.attending import Attending
+from unmask.training.recipes.base import Recipe, Supervised, Terms
+from unmask.training.states import States
+from unmask.training.wrap import Layered, piece, wrap_layers
 
-
-@dataclass(frozen=True, slots=True)
-class Supervised:
-    """A view made ready for the device: S supervised rows out of N * W.
-
-    Args:
-        tokens: [N, W].
-        layout: [N, W] or [W].
-        index: [S], where the supervised rows are in the flattened [N * W].
-        targets, weights: [S].
-        normaliser: see `View`.
-    """
-
-    tokens: Tensor
-    layout: Layout
-    index: Tensor
-    targets: Tensor
-    weights: Tensor
-    normaliser: float
-
-    @classmethod
-    def of(cls, view: View) -> Supervised:
-        index = (view.targets.flatten() != IGNORE).nonzero().squeeze(1)
-        targets, weights = view.targets.flatten()[index], view.weights.flatten()[index]
-        return cls(view.tokens, view.layout, index, targets, weights, view.normaliser)
-
-    def to(self, device: torch.device) -> Supervised:
-        """On the device; from pinned memory without waiting."""
-
-        def move(x: Tensor) -> Tensor:
-            if device.type == "cuda" and x.device.type == "cpu":
-                return x.contiguous().pin_memory().to(device, non_blocking=True)
-            return x.to(device)
-
-        layout = self.layout
-        moved = Layout(*(move(x) for x in (layout.order, layout.lane, layout.segment, layout.positions)))
-        return replace(
-            self,
-            tokens=move(self.tokens),
-            layout=moved,
-            index=move(self.index),
-            targets=move(self.targets),
-            weights=move(self.weights),
-        )
+# FSDP looks for the tensors in what a module returns.
+register_pytree_node(Terms, lambda terms: ([terms.sums, terms.right], None), lambda parts, _: Terms(*parts))
 
 
 class Objective(nn.Module):
-    """The network with its loss. `compiled` compiles the network below the head; its shapes must stay the same."""
+    """The network with its loss; the `Models` that the recipe's loss calls.
 
-    def __init__(self, network: Network, attention: str = "dense", compiled: bool = False) -> None:
+    Args:
+        network: the one that is trained.
+        recipe: gives the loss.
+        teacher: a frozen network for recipes that want one; None where adapters are trained (see `adapt`).
+        attention: "dense" or "flex".
+        compiled: compiles each layer; its shapes must stay the same.
+        recomputed: layers run again in the backward pass, instead of keeping what they computed.
+        stream: data type between layers; None: that of the embedding.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        teacher: Network | None = None,
+        attention: str = "dense",
+        compiled: bool = False,
+        recomputed: bool = False,
+        stream: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
-        self.attention = attention
-        self.compiled = compiled
-        hidden: Callable[..., Any] = network.hidden
-        self._hidden = torch.compile(hidden, dynamic=False) if compiled else hidden
+        self.recipe = recipe
+        self.frozen = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self.modules_of_recipe = nn.ModuleDict(recipe.modules(network))
+        self.attending = Attending(attention)
+        self.compiled, self.stream = compiled, stream
+        self.adapters: Adapters | None = None
+        self.mask_id, self.mask_row = -1, None
+        self.layered: list[Layered] = wrap_layers(network, compiled=compiled, recomputed=recomputed)
+        if self.frozen is not None:
+            wrap_layers(self.frozen, compiled=compiled, recomputed=False)
+
+    def adapt(self, adapters: Adapters) -> None:
+        """Says that the network is trained by these adapters alone; without them it is the teacher."""
+        self.adapters = adapters
+        for layer in self.layered:
+            layer.random = adapters.options.dropout > 0
+
+    def train_mask_row(self, mask_id: int) -> None:
+        """Trains the embedding of a token apart, where the embedding itself is frozen."""
+        row = self.network.embedding.detach()[mask_id]
+        self.mask_id, self.mask_row = mask_id, nn.Parameter(row.float().clone())
+        self.register_buffer("first_mask_row", row.clone(), persistent=False)
+
+    @torch.no_grad()
+    def place_mask_row(self) -> None:
+        """Writes the mask's row into the embedding, from where decoding and a tied head read it. To be called when the
+        row has changed."""
+        if self.mask_row is None:
+            return
+        row, table = self.mask_row, self.network.embedding
+        if isinstance(row, DTensor):
+            assert isinstance(table, DTensor)
+            whole, local = row.full_tensor(), table.to_local()
+            at = self.mask_id - piece(len(table), table.device_mesh.get_local_rank(), table.device_mesh.size()).start
+            if 0 <= at < len(local):
+                local[at] = whole.to(local.dtype)
+        else:
+            table[self.mask_id] = row.to(table.dtype)
+
+    def train(self, mode: bool = True) -> Objective:
+        """As of any module; a frozen network stays as it is."""
+        super().train(mode)
+        if self.frozen is not None:
+            self.frozen.eval()
+        return self
+
+    def place(self, batch: Supervised, device: torch.device) -> Supervised:
+        """The batch on the device."""
+        return self.attending.place(batch, device)
 
     def attend(self, layout: Layout) -> Attend:
-        """The chosen attention for this layout, which is [N, W]."""
-        if self.attention == "dense":
-            return DenseAttention(layout)
-        if layout.order.device.type == "cpu":
-            raise UnmaskError("attention 'flex' needs a GPU; use 'dense' on a CPU")
-        return FlexAttention(layout, inside_compile=self.compiled)
+        """The chosen attention for this layout, which is [N, W] or [W]."""
+        return self.attending.attend(layout, self.compiled)
 
-    def forward(self, batch: Supervised) -> tuple[Tensor, Tensor]:
-        """(weighted sum of the cross-entropies, for each of the S rows whether its best token is the target)."""
-        layout = batch.layout
-        if layout.order.dim() == 1 and self.attention == "flex":
-            layout = layout.batch(len(batch.tokens))
-        positions = layout.positions.expand_as(batch.tokens)
-        hidden_NWC = self._hidden(batch.tokens, positions, self.attend(layout))
-        logits_SV = self.network.head(hidden_NWC.flatten(0, 1)[batch.index]).float()
-        losses = F.cross_entropy(logits_SV, batch.targets, reduction="none")
-        return (losses * batch.weights).sum(), logits_SV.detach().argmax(-1) == batch.targets
+    def student(self, tokens: Tensor, layout: Layout, index: Tensor | None = None) -> States:
+        """See `Models`."""
+        return self._states(self.network, self.mask_row, tokens, layout, index)
+
+    @torch.no_grad()
+    def teacher(self, tokens: Tensor, layout: Layout, index: Tensor | None = None) -> States:
+        """See `Models`."""
+        if self.frozen is not None:
+            return self._states(self.frozen, None, tokens, layout, index).detach()
+        assert self.adapters is not None, "the recipe does not say that it wants a teacher"
+        row = None if self.mask_row is None else self.get_buffer("first_mask_row")
+        with self.adapters.off():
+            return self._states(self.network, row, tokens, layout, index).detach()
+
+    def module(self, name: str) -> nn.Module:
+        """See `Models`."""
+        return self.modules_of_recipe[name]
+
+    def _states(
+        self, network: Network, row: Tensor | None, tokens: Tensor, layout: Layout, index: Tensor | None
+    ) -> States:
+        x = network.embed(tokens)
+        if row is not None:
+            x = torch.where((tokens == self.mask_id).unsqueeze(-1), row.to(x.dtype), x)
+        if self.stream is not None:
+            x = x.to(self.stream)
+        hidden = network.hidden(tokens, layout.positions.expand_as(tokens), self.attend(layout), x)
+        hidden_SC = hidden.flatten(0, 1)
+        chosen = hidden_SC if index is None else hidden_SC.index_select(0, index)
+        return States(chosen, network.head, network.config.vocab_size, self.compiled)
+
+    def forward(self, batch: Supervised) -> Terms:
+        """The recipe's terms of one forward."""
+        return self.recipe.loss(self, batch)

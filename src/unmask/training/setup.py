@@ -1,21 +1,21 @@
-"""The two ends of a run: the network and tokenizer it starts from, the checkpoint it leaves."""
+"""What a run starts from: its tokenizer, mask token and config.json, then the network itself."""
 
 from __future__ import annotations
 
-import copy
-import json
-import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unmask.errors import UnmaskError
-from unmask.models.checkpoint import DTYPES, empty_model, load_weights, new_model
+from unmask.models.checkpoint import empty_model, load_weights, new_model
 from unmask.models.config import ModelConfig
+from unmask.models.families import resolve
+from unmask.models.hub import read_json, read_json_if_there, read_tokenizer_facts, resolve_source
 from unmask.models.network import Network
-from unmask.models.writing import save
 from unmask.training.config import TrainConfig
+from unmask.training.mask import Mask, find_mask, grown, mean_row, needs_mask, with_rows
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -32,43 +32,99 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def build_network(config: TrainConfig, mask_id: int | None) -> tuple[Network, dict[str, Any]]:
-    """The network in float32 with its config.json, new or from `config.init`."""
-    source = Path(config.model or Path(config.init or "") / "config.json")
-    if not source.is_file():
-        raise UnmaskError(f"there is no {source}")
-    original = json.loads(source.read_text())
-    config_json = {**original, **config.config_changes}
-    # Some changes only rename (architecture, block size); those of the shape would not fit the weights.
-    sizes = ModelConfig.from_json(config_json)
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from, before its weights are read.
+
+    Args:
+        config: the run's, as `found` gives it.
+        config_json: of the model that is trained, changes and mask token in it.
+        source_json: of the checkpoint whose weights are read.
+        tokenizer: None for data that are token ids; a mask token may have been added.
+        mask: see `find_mask`.
+    """
+
+    config: TrainConfig
+    config_json: dict[str, Any]
+    source_json: dict[str, Any]
+    tokenizer: Any
+    mask: Mask
+
+    @classmethod
+    def of(cls, config: TrainConfig, mask_id: int | None = None) -> Start:
+        """Reads the files that the config names.
+
+        Args:
+            mask_id: the mask of data that are token ids.
+
+        Raises:
+            UnmaskError: one that is missing, or does not say what is needed.
+        """
+        source = Path(config.model or Path(config.init or "") / "config.json")
+        if not source.is_file():
+            raise UnmaskError(f"there is no {source}")
+        # Some changes only rename (architecture, block size); those of the shape would not fit the weights.
+        source_json = {**read_json(source), **config.config_changes}
+        tokens = None if config.tokenizer is None else Path(config.tokenizer)
+        tokenizer = None if tokens is None else load_tokenizer(tokens)
+        folder = None if config.init is None else Path(config.init)
+        mask = Mask(mask_id)
+        if mask_id is None:
+            mask = find_mask(config.recipe, source_json, folder, tokenizer, tokens)
+        config_json = source_json
+        if mask.vocab > ModelConfig.from_json(source_json).vocab_size:
+            config_json = with_rows(source_json, mask.vocab)
+        start = cls(config, config_json, source_json, tokenizer, mask)
+        if mask.id is not None and needs_mask(config.recipe) and start.stated_mask != mask.id:
+            start = replace(start, config_json={**config_json, "mask_token_id": mask.id})
+        return start
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint that the run starts from, None for one that trains from nothing."""
+        return None if self.config.init is None else Path(self.config.init)
+
+    @property
+    def generation_json(self) -> dict[str, Any] | None:
+        """The generation settings of the checkpoint that the run starts from."""
+        return None if self.folder is None else read_json_if_there(self.folder / "generation_config.json")
+
+    @property
+    def stated_mask(self) -> int | None:
+        """The mask token that whoever loads the checkpoint will find."""
+        tokens = self.config.tokenizer
+        facts = None if tokens is None else read_tokenizer_facts(Path(tokens))
+        return resolve(self.config_json, self.generation_json, facts).mask_id
+
+
+def found(config: TrainConfig) -> TrainConfig:
+    """The config with hub names replaced by the folders they were fetched to, the checkpoint's tokenizer if no other
+    is named."""
+    init = None if config.init is None else resolve_source(config.init)
+    tokenizer = None if config.tokenizer is None else resolve_source(config.tokenizer)
+    has_ids = config.data is None and config.task == "grammar"
+    if tokenizer is None and init is not None and not has_ids and (init / TOKENIZER_FILES[0]).is_file():
+        tokenizer = init
+    return replace(config, init=init and str(init), tokenizer=tokenizer and str(tokenizer))
+
+
+def build_network(start: Start) -> Network:
+    """The network in float32, new or from `init`, on the CPU."""
+    config = start.config
+    sizes = ModelConfig.from_json(start.config_json)
     if config.init is None:
         network = new_model(sizes)
         network.init_weights(generator=torch.Generator().manual_seed(config.seed))
     else:
-        network = empty_model(sizes)
+        network = empty_model(ModelConfig.from_json(start.source_json))
         load_weights(network, Path(config.init), dtype=torch.float32)
+        if start.config_json is not start.source_json and sizes.vocab_size != network.config.vocab_size:
+            network = grown(network, sizes)
+        if start.mask.new:
+            assert start.mask.id is not None
+            mean_row(network.embedding.detach(), start.mask.id, start.mask.used)
     if config.mask_init == "mean":
-        _mean_mask(network, mask_id)
-    return network.train(), config_json
-
-
-@torch.no_grad()
-def _mean_mask(network: Network, mask_id: int | None) -> None:
-    """Sets the mask token's embedding to the mean of the others.
-
-    A token that never occurred has been pushed by the tied head to where no hidden state points: a poor input.
-    """
-    if mask_id is None:
-        raise UnmaskError("mask_init 'mean' needs a tokenizer with a mask token")
-    weight = network.embedding
-    others = torch.arange(len(weight)) != mask_id
-    weight[mask_id] = weight[others].mean(0)
-
-
-def save_checkpoint(network: Network, config_json: dict[str, Any], config: TrainConfig) -> None:
-    """Writes weights, config.json and tokenizer to `config.output`."""
-    folder = Path(config.output)
-    final = copy.deepcopy(network).to(DTYPES[config.dtype])
-    save(final, folder, {**config_json, "torch_dtype": config.dtype}, shard_bytes=config.shard_megabytes * 10**6)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(Path(config.tokenizer) / name, folder / name)
+        if start.mask.id is None:
+            raise UnmaskError("mask_init 'mean' needs a tokenizer with a mask token")
+        mean_row(network.embedding.detach(), start.mask.id)
+    return network.train()

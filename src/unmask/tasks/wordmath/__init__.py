@@ -18,18 +18,14 @@ and are the same for every Python version.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal, get_args
 
-from unmask.errors import unknown
+from unmask.tasks import base
+from unmask.tasks.base import Split, check_split, pick, split_of
 from unmask.tasks.wordmath import measures, money, plain, things, wordings_measures, wordings_money, wordings_things
-from unmask.tasks.wordmath.grammar import pick
 from unmask.tasks.wordmath.template import Template
-
-Split = Literal["train", "validation", "test", "unseen"]
 
 _MORE = wordings_money.MORE | wordings_things.MORE | wordings_measures.MORE
 
@@ -48,31 +44,22 @@ _HELD_OUT_WORDINGS = tuple((t, w) for t in TEMPLATES for w in t.held) + tuple(
 _ANSWER = re.compile(r"####\s*(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A question, its worked solution, the final number, the situation's name and the number of steps.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem(base.Problem):
+    """A word problem with its worked solution; the kind is the situation's name.
 
     `held_out` marks wordings and situations that training never shows.
     """
 
-    question: str
-    solution: str
     answer: int
-    template: str
+    """The final number."""
     steps: int
-    held_out: bool = False
-
-
-def split_of(question: str) -> Split:
-    """The one split in which this question may appear: 90 % train, 5 % validation, 5 % test."""
-    bucket = zlib.crc32(question.encode()) % 20
-    return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
+    """Lines of the solution before the last one."""
 
 
 def generate(split: Split, count: int, seed: int = 0, start: int = 0) -> Iterator[Problem]:
     """Problems number start .. start + count - 1 of the endless list that (split, seed) names."""
-    if split not in get_args(Split):
-        raise unknown("split", split, get_args(Split))
+    check_split(split)
     return (_problem(split, seed, index) for index in range(start, start + count))
 
 
@@ -105,4 +92,11 @@ def _draw(rng: Random, held_out_share: float) -> Problem:
     context = template.context(rng)
     question = template.question(wording, context, rng)
     answer = template.answer(context)
-    return Problem(question, template.solution(context), answer, template.name, len(template.steps), held_out)
+    return Problem(
+        question=question,
+        solution=template.solution(context),
+        answer=answer,
+        kind=template.name,
+        held_out=held_out,
+        steps=len(template.steps),
+    )

@@ -15,25 +15,12 @@ from __future__ import annotations
 import re
 from functools import cache
 from random import Random
-from typing import TypeVar
 
 from unmask.tasks.wordmath.nouns import Noun, plural
 from unmask.tasks.wordmath.people import Person
 from unmask.tasks.wordmath.phrases import PHRASES
 
-T = TypeVar("T")
-
 QUESTION_FIRST = 0.15
-
-
-def pick(rng: Random, options: tuple[T, ...]) -> T:
-    """One of the options. Uses `random()` alone, whose values never change between Python versions."""
-    return options[int(rng.random() * len(options))]
-
-
-def between(rng: Random, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
-    return low + int(rng.random() * (high - low + 1))
 
 
 Context = dict[str, "int | Person | Noun"]

@@ -17,7 +17,8 @@ import re
 from dataclasses import dataclass, field
 from random import Random
 
-from unmask.tasks.wordmath.grammar import Context, between, capitals, choose_wording, expand, fill, noun, pick
+from unmask.tasks.base import between, pick
+from unmask.tasks.wordmath.grammar import Context, capitals, choose_wording, expand, fill, noun
 from unmask.tasks.wordmath.nouns import POOLS
 from unmask.tasks.wordmath.people import PEOPLE
 

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from importlib import import_module
 from typing import Any
 
 from unmask.errors import UnmaskError, unknown
-from unmask.training.recipes.autoregressive import Autoregressive
 from unmask.training.recipes.base import Recipe
-from unmask.training.recipes.fast_dllm_v2 import FastDllmV2
 
-RECIPES: dict[str, Callable[..., Recipe]] = {
-    "autoregressive": Autoregressive,
-    "fast_dllm_v2": FastDllmV2,
+RECIPES = {
+    "autoregressive": "Autoregressive",
+    "block_diffusion": "BlockDiffusion",
+    "d2f": "D2f",
+    "didi_instruct": "DidiInstruct",
+    "dparallel": "DParallel",
+    "fast_dllm_v2": "FastDllmV2",
+    "jacobi_forcing": "JacobiForcing",
+    "masked": "Masked",
+    "mdlm": "Mdlm",
+    "wedlm": "WeDlm",
 }
-_OPTIONS = {"autoregressive": fields(Autoregressive), "fast_dllm_v2": fields(FastDllmV2)}
+
+
+def recipe_class(name: object) -> type[Recipe]:
+    """The class of a recipe; its file is imported now."""
+    if not isinstance(name, str) or name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    found = getattr(import_module(f"{__name__}.{name}"), RECIPES[name])
+    assert issubclass(found, Recipe)
+    return found
 
 
 def make_recipe(options: Mapping[str, Any], mask_id: int | None = None) -> Recipe:
@@ -30,9 +45,8 @@ def make_recipe(options: Mapping[str, Any], mask_id: int | None = None) -> Recip
     """
     given = dict(options)
     name = given.pop("name", None)
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    known = {f.name: f for f in _OPTIONS[name]}
+    kind: Any = recipe_class(name)
+    known = {f.name: f for f in fields(kind)}
     for option in given:
         if option not in known:
             raise unknown(f"option of recipe {name!r}", option, known)
@@ -41,4 +55,4 @@ def make_recipe(options: Mapping[str, Any], mask_id: int | None = None) -> Recip
     missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
     if missing:
         raise UnmaskError(f"recipe {name!r} needs the option {missing[0]!r}")
-    return RECIPES[name](**given)
+    return kind(**given)

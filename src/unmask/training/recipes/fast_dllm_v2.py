@@ -15,23 +15,23 @@ What differs from the official code, on purpose:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from unmask.errors import UnmaskError, unknown
-from unmask.layout import Layout, doubled
 from unmask.training.noise import Noise
-from unmask.training.recipes.base import IGNORE, Batch, View, previous_row_targets
+from unmask.training.recipes.base import IGNORE, Batch, Recipe, View, previous_row_targets
+from unmask.training.recipes.doubled import complemented, doubled_view
 
 Weight = Literal["one", "inverse"]
 _LEVEL, _TOKEN = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class FastDllmV2:
+class FastDllmV2(Recipe):
     """The recipe's options."""
 
     mask_id: int
@@ -58,6 +58,10 @@ class FastDllmV2:
     def block(self) -> int:
         return self.block_size
 
+    @property
+    def decoder(self) -> dict[str, Any]:
+        return {"method": "fast_dllm_v2", "block_size": self.block_size}
+
     def views(self, batch: Batch, noise: Noise) -> View:
         p_BL = self.mask_probability(batch, noise)
         masked_BL = noise.uniform(_TOKEN, batch.sample, batch.positions) < p_BL
@@ -73,40 +77,26 @@ class FastDllmV2:
     def views_of(self, batch: Batch, masked_BL: Tensor, p_BL: Tensor) -> View:
         """The view(s) of given noise: `masked_BL` (bool) is what the first view masks where there is a label."""
         maskable = batch.labels != IGNORE
-        masks = [masked_BL & maskable]
-        levels = [p_BL]
-        if self.complementary:
-            masks.append(~masked_BL & maskable)
-            levels.append((1 - p_BL).clamp_min(self.eps))
-        noisy = torch.cat([torch.where(m, self.mask_id, batch.tokens) for m in masks])
-        noisy_targets = torch.cat([previous_row_targets(batch, m) for m in masks])
-        weights = torch.cat([self._weights(p, len(masks)) for p in levels])
-        clean_targets = torch.full_like(noisy_targets, IGNORE)
-        if self.clean_weight:
-            # Both views hold the same clean half, so one of them is enough.
-            clean_targets[: len(batch.tokens)] = self._bridge_targets(batch, maskable)
-        return View(
-            tokens=torch.cat([noisy, batch.tokens.repeat(len(masks), 1)], dim=1),
-            layout=self._layout(batch, len(masks)),
-            targets=torch.cat([noisy_targets, clean_targets], dim=1),
-            weights=torch.cat([weights, torch.full_like(weights, self.clean_weight)], dim=1),
-            normaliser=int((noisy_targets != IGNORE).sum()),
+        sides = complemented(masked_BL & maskable, p_BL, maskable, self.eps, self.complementary)
+        view = doubled_view(
+            batch,
+            [masked for masked, _ in sides],
+            maskable,
+            [torch.ones_like(p) if self.weight == "one" else 1 / (len(sides) * p) for _, p in sides],
+            mask_id=self.mask_id,
+            block=self.block_size,
+            shift=True,
+            isolate=self.isolate,
         )
-
-    def _weights(self, p_BL: Tensor, views: int) -> Tensor:
-        """Weights of row i-1, so shifted like the targets."""
-        if self.weight == "one":
-            return torch.ones_like(p_BL)
-        return torch.roll(1 / (views * p_BL), -1, dims=1)
+        if not self.clean_weight:
+            return view
+        rows, length = batch.tokens.shape
+        # All views hold the same clean half, so one of them is enough.
+        view.targets[:rows, length:] = self._bridge_targets(batch, maskable)
+        view.weights[:, length:] = self.clean_weight
+        return view
 
     def _bridge_targets(self, batch: Batch, maskable: Tensor) -> Tensor:
         """First tokens of blocks, at the last row of the block before. Any other clean row would see its target."""
         index = torch.arange(batch.tokens.shape[1])
         return previous_row_targets(batch, maskable & (index % self.block_size == 0))
-
-    def _layout(self, batch: Batch, views: int) -> Layout:
-        layout = doubled(batch.tokens.shape[1], self.block_size)
-        if not self.isolate:
-            return layout
-        segment, positions = (x.repeat(views, 2) for x in (batch.segment, batch.positions))
-        return replace(layout.batch(len(segment)), segment=segment, positions=positions)
