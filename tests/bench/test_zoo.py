@@ -82,6 +82,11 @@ def test_a_key_follows_what_a_stage_is_made_of(tmp_path: Path) -> None:
     changed = small_plan(tmp_path, changes=["base.train.steps=9"]).keys({})
     assert {name for name in keys if changed[name] != keys[name]} == {"base", "data", "fast"}
     assert small_plan(tmp_path, changes=["fast.curves=[{name: fast, method: d2f}]"]).keys({}) == keys
+    (tmp_path / "shape.json").write_text("{}")
+    shape = [f"base.train.model={tmp_path / 'shape.json'}"]
+    before = small_plan(tmp_path, changes=shape).keys({})
+    (tmp_path / "shape.json").write_text('{"hidden_size": 8}')
+    assert small_plan(tmp_path, changes=shape).keys({})["base"] != before["base"]
     given = small_plan(tmp_path).keys({"base": "mine"})
     assert given["base"] == "mine" and given["fast"] != keys["fast"] and given["other"] == keys["other"]
 

@@ -10,8 +10,8 @@ options, and the stage that gives it), what is measured of it under `curves`:
       - {name: d2f, method: d2f, over: {threshold: [0.99, 0.9, 0.8]}, baseline: vanilla}
 
 `plan.yaml` lists the stages in the order in which they are begun, options that all of them share, how each task is
-measured, and the claims. A stage's `key` is a hash of its options and of the keys of what it needs: what was made under
-another key is made again.
+measured, and the claims. A stage's `key` is a hash of its options, the config.json they name, and the keys of what it
+needs: what was made under another key is made again.
 """
 
 from __future__ import annotations
@@ -154,6 +154,8 @@ class Plan:
         found: dict[str, str] = {}
         for name, stage in self.stages.items():
             about = {"kind": stage.kind, "task": stage.task, "minutes": stage.minutes, "options": stage.options}
+            shape = Path(stage.options.get("model", "")) if stage.kind == "train" else Path()
+            about["shape"] = shape.read_text() if shape.is_file() else None
             found[name] = given.get(name) or digest(about, {k: found[need] for k, need in stage.needs.items()})
         return found
 
