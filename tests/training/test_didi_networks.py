@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -23,7 +22,7 @@ from unmask.decoding.loop import decode
 from unmask.decoding.sampling import Draw
 from unmask.errors import UnmaskError
 from unmask.layout import full
-from unmask.models.config import ModelConfig
+from unmask.models.config import DiTConfig, ModelConfig
 from unmask.models.discriminator import load_discriminator
 from unmask.models.dit import DiT
 from unmask.models.families import Family
@@ -192,6 +191,23 @@ def test_the_discriminators_head_has_norm_one_and_is_saved_as_the_decoder_loads_
     torch.testing.assert_close(judged(loaded, full(7), tokens, torch.ones(3)), said)
 
 
+def test_the_discriminator_learns_at_its_own_pace_and_first(tmp_path):
+    recipe = DidiInstruct(mask_id=DIT_MASK, discriminator_lead=2)
+    objective = objective_of(FOLDER, recipe).train()
+    values = {"recipe": {}, "output": str(tmp_path), "model": "none", "weight_decay": 0.5}
+    trainer = Trainer(from_mapping(values), Ranks(0, 1, CPU), objective)
+    moved = []
+    for number in range(3):
+        held = {name: p.detach().clone() for name, p in objective.named_parameters()}
+        view = recipe.views(rows_of(2), Noise(number))
+        trainer.update(Step(number, [Supervised.of(view)], dict(view.normalisers), 0), 1e-3)
+        change = {name: (p - held[name]).abs().max().item() for name, p in objective.named_parameters()}
+        parts = ("network.", "modules_of_recipe.discriminator.", "frozen.")
+        moved.append([max(size for name, size in change.items() if name.startswith(part)) for part in parts])
+    assert [m[0] > 0 for m in moved] == [False, False, True]
+    assert all(m[1] > 5e-3 and m[2] == 0 for m in moved)
+
+
 # Options.
 
 
@@ -279,12 +295,13 @@ def steps_of(recipe: Recipe, count: int, rows: int) -> Iterator[Step]:
         yield Step(number, [Supervised.of(view)], dict(view.normalisers), view.tokens.numel())
 
 
-def train(objective: Objective, count: int, rows: int, rate: float, betas: tuple[float, float]) -> None:
-    """Linear warm-up over 20 steps and linear fall."""
-    config = {"recipe": {}, "output": "", "model": "", "weight_decay": 0.0, "betas": betas, "steps": count}
+def train(objective: Objective, count: int, rows: int, rate: float, lead: int = 0) -> None:
+    """Linear warm-up over 20 steps and, from step `lead` on, linear fall."""
+    config = {"recipe": {}, "output": "", "model": "", "weight_decay": 0.0, "betas": (0.9, 0.98), "steps": count}
     trainer = Trainer(from_mapping(config), Ranks(0, 1, CPU), objective)
     for step in steps_of(objective.recipe, count, rows):
-        trainer.update(step, rate * min(1.0, (step.number + 1) / 20) * (1 - step.number / count))
+        fall = 1 - max(step.number - lead, 0) / (count - lead)
+        trainer.update(step, rate * min(1.0, (step.number + 1) / 20) * fall)
 
 
 def sampled(model: DiT, steps: int, count: int = 2000) -> dict[str, float]:
@@ -299,19 +316,24 @@ def sampled(model: DiT, steps: int, count: int = 2000) -> dict[str, float]:
     return SOURCE.report(torch.tensor([row.canvas for row in rows]))
 
 
+def report(model: DiT) -> dict[int, dict[str, float]]:
+    return {steps: sampled(model, steps) for steps in (1, 2, 4)}
+
+
 @pytest.mark.slow
-def test_a_tiny_dit_samples_in_two_steps_as_its_teacher_in_four():
-    began = time.monotonic()
+def test_a_tiny_dit_samples_better_in_two_steps_than_its_teacher_in_four():
     sizes = {"hidden_dim": 32, "n_blocks": 2, "n_heads": 2, "cond_dim": 16, "model_length": 8, "vocab_size": 7}
     config = ModelConfig.from_json({"model_type": "mdlm", "architectures": ["MDLM"], **sizes})
-    student = DiT(config)  # type: ignore[arg-type]
+    assert isinstance(config, DiTConfig)
+    student = DiT(config)
     student.init_weights(generator=torch.Generator().manual_seed(0))
-    train(Objective(student, Mdlm(mask_id=SOURCE.mask_id, stage="sft")), 400, 128, 5e-3, (0.9, 0.98))
-    teacher = copy.deepcopy(student)
-    before = {steps: sampled(teacher, steps) for steps in (1, 2, 4)}
-    recipe = DidiInstruct(mask_id=SOURCE.mask_id, stage="sft", discriminator_lead=200)
-    train(Objective(student, recipe, teacher), 400, 64, 3e-4, (0.9, 0.99))
-    after = {steps: sampled(student, steps) for steps in (1, 2, 4)}
-    print(before, after, time.monotonic() - began, sep="\n")
-    assert before[2]["excess"] > 0.9
-    assert after[2]["excess"] < 0.7
+    train(Objective(student, Mdlm(mask_id=SOURCE.mask_id, stage="sft")), 300, 128, 5e-3)
+    teacher, before = copy.deepcopy(student), report(student)
+    recipe = DidiInstruct(mask_id=SOURCE.mask_id, stage="sft", discriminator_lead=200, discriminator_rate=15.0)
+    train(Objective(student, recipe, teacher), 380, 64, 2e-4, lead=200)
+    after = report(student)
+    # Seen, in nats a token: 1.70, 1.04, 0.64 in 1, 2, 4 steps before, 0.92, 0.54, 0.39 after.
+    assert after[1]["excess"] < 1.2
+    assert after[2]["excess"] < min(0.62, before[4]["excess"])
+    assert after[4]["excess"] < 0.48
+    assert after[2]["unigram_entropy"] > 0.97 * before[2]["unigram_entropy"]
