@@ -160,5 +160,35 @@ def test_reads_and_writes_of_a_window_are_named_by_its_view():
     layout = causal(3).batch(1)
     view = paged.window(table, layout, torch.tensor([7]), torch.tensor([[6, -1, 1]])).view
     assert view.readable_BN.tolist() == [[1, 0, 1, 1, 1, 1, 0, 0]]
-    assert view.store_BW.tolist() == [[4 + 2, -1, 12 + 1]]
+    assert view.store_M.tolist() == [4 + 2, -1, 12 + 1]
     assert view.seen_B.tolist() == [7]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 5), st.integers(0, 2**31))
+def test_packed_rows_read_and_write_as_they_do_apart(rows, width, spare, seed):
+    """Rows of different widths, some with nothing at all, and more room than there are tokens."""
+    torch.manual_seed(seed)
+    apart, _, table = filled(rows, 2, 4, 8)
+    together = PagedCache(LAYERS, rows * 2 + 2, 4, GROUPS, SIZE)
+    together.keys.copy_(apart.keys)
+    together.values.copy_(apart.values)
+    used = torch.randint(0, width + 1, (rows, 1))
+    layout = random_layout(rows, width).with_padding(torch.arange(width) < used)
+    seen, store = torch.randint(0, 9, (rows,)), random_slots(rows, 8, width)
+    store = torch.where(layout.segment == PAD, -1, store)
+    tokens = int(used.sum()) + spare + 1
+    plain, packed = apart.window(table, layout, seen, store), together.window(table, layout, seen, store, tokens)
+    how = packed.view.packed
+    assert how is not None
+    index = torch.arange(1, width + 1)
+    assert how.count_B.tolist() == torch.where(layout.segment == PAD, 0, index).amax(-1).tolist()
+    arguments = inputs(rows, width)
+    expected = plain(1, *arguments)
+    found = packed(1, *(how.take(x.transpose(1, 2)).transpose(1, 2) for x in arguments))
+    back = how.spread(found.transpose(1, 2), rows, width).transpose(1, 2)
+    valid = (layout.segment != PAD)[:, None, :, None]
+    assert torch.allclose(back * valid, expected * valid, atol=1e-6)
+    # The spare page takes what is not stored, and padding differs.
+    for held, other in ((apart.keys, together.keys), (apart.values, together.values)):
+        assert torch.equal(held[:, 4:].nan_to_num(7), other[:, 4:].nan_to_num(7))

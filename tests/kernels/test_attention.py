@@ -114,7 +114,7 @@ def error(case: Case, out: Tensor) -> float:
 def run(case: Case, tiling: Tiling | None = None) -> Tensor:
     v, layout = case.view, case.view.layout
     shared = (v.table_BT, v.page_size, v.clear_B, v.seen_B, v.readable_BN, layout.order, layout.lane, layout.segment)
-    return attend(*case.arguments[:-1], *shared, tiling)
+    return attend(*case.arguments[:-1], *shared, tiling=tiling)
 
 
 @pytest.mark.parametrize(("group", "kv_heads"), [(1, 2), (4, 1), (7, 1)])
@@ -139,6 +139,35 @@ def test_every_split_and_tile_gives_the_same(device, block_m, block_n, splits):
     """More splits than blocks, windows of several blocks, tiles that end within a group of heads."""
     case = make(splits, device, width=21, group=3, kv_heads=1, page_size=32, pages=2)
     assert error(case, run(case, Tiling(block_m, block_n, splits, 4, 2))) < TOLERANCE[torch.float32]
+
+
+def packed(case: Case, tokens: int, tiling: Tiling | None) -> Tensor:
+    """What the same rows get when they are packed, back in their places."""
+    v = case.view
+    shared = view(v.table_BT, v.page_size, v.layout, v.seen_B.long(), case.store, tokens)
+    how = shared.packed
+    assert how is not None
+    q, k, v_ = (how.take(x) for x in (case.q, case.k, case.v))
+    layout, starts = v.layout, (how.start_B, how.count_B)
+    held = (v.table_BT, v.page_size, v.clear_B, v.seen_B, v.readable_BN, layout.order, layout.lane, layout.segment)
+    out = attend(q, k, v_, case.keys, case.values, *held, starts, tiling)
+    return how.spread(out, *layout.shape)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("block_m", [16, 64])
+@pytest.mark.parametrize("group", [1, 7])
+def test_packed_rows_of_different_widths(device, group, block_m, splits):
+    """A row without tokens, one of a single token, one of several tiles; room for more."""
+    segment = torch.full((4, 21), PAD)
+    for row, count in enumerate((21, 0, 1, 9)):
+        segment[row, :count] = 0
+    index = torch.arange(21).expand(4, -1)
+    case = make(group, device, rows=4, width=21, group=group, layout=Layout(index, index * 0, segment, index))
+    for tokens in (31, 40):
+        out = packed(case, tokens, Tiling(block_m, 16, splits, 4, 2))
+        assert error(case, out) < TOLERANCE[torch.float32]
+    assert error(case, packed(case, 32, None)) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("page_size", [16, 32, 64, 128])
@@ -224,6 +253,20 @@ def test_the_shapes_that_count(rows, width, page_size):
             seen=torch.randint(0, 1025, (rows,), generator=g).tolist(),
         )
         assert error(case, paged_attention(*case.arguments)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("rows", "width"), [(8, 32), (32, 32), (64, 32), (8, 128)])
+def test_the_packed_shapes_that_count(rows, width):
+    """One row in four is wide, the others have an eighth of its columns."""
+    index = torch.arange(width).expand(rows, -1)
+    wide = torch.arange(rows)[:, None] % 4 == 1
+    segment = torch.where(wide | (index < width // 8), 0, PAD)
+    layout = Layout(index * 0, index * 0, segment, index)
+    pages = {"page_size": 64, "pages": 16, "seen": [1024 - row for row in range(rows)]}
+    sizes = {"rows": rows, "width": width, "group": 7, "kv_heads": 4, "size": 128, **pages}
+    case = make(rows, "cuda", dtype=torch.bfloat16, layout=layout, **sizes)
+    assert error(case, packed(case, rows * width // 2, None)) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.fixture

@@ -235,6 +235,7 @@ def test_the_decoder_named_by_the_recipe_is_known_and_options_are_checked():
     options = dict(recipe.decoder)
     assert build(options.pop("method"), options).block_size == 8
     assert recipe.wants_teacher and recipe.anchored and recipe.block == 8
+    assert not make_recipe({"name": "d2f", "self_align": False}, mask_id=3).wants_teacher
     for wrong, message in [
         ({"block_size": 0}, "block_size must be at least 1, got 0"),
         ({"levels": "papers"}, "did you mean 'paper'"),

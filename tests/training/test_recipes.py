@@ -4,6 +4,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+import counting
 import pytest
 import torch
 
@@ -168,3 +169,22 @@ def test_unknown_recipes_and_options_are_refused_with_the_nearest_name():
         make_recipe({"name": "fast_dllm_v2"})
     with pytest.raises(UnmaskError, match="unknown weight"):
         make_recipe({"name": "fast_dllm_v2", "weight": "none"}, mask_id=1)
+
+
+@pytest.mark.slow
+def test_an_autoregressive_base_becomes_a_fast_block_diffusion_model(tmp_path):
+    """From nothing, by two recipes: the base answers a token a forward, and after its conversion several."""
+    asked, answers = counting.prompts(10_000, 40), counting.answers(tmp_path / "answers.jsonl")
+    base = counting.train(tmp_path / "base", {"name": "autoregressive"}, answers, steps=100)
+    options = {"init": str(tmp_path / "base" / "run"), "mask_init": "mean", "fill_end": True}
+    shape = {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": 8}
+    options["config_changes"] = {**shape, "mask_token_id": counting.MASK}
+    recipe = {"name": "fast_dllm_v2", "block_size": 8, "clean_weight": 1.0}
+    lm = counting.train(tmp_path / "blocks", recipe, answers, steps=300, **options)
+    found = {
+        "base": counting.speed(base, asked, method="autoregressive"),
+        "blocks": counting.speed(lm, asked, threshold=0.9, **make_recipe(recipe, mask_id=counting.MASK).decoder),
+    }
+    right = {name: sum(a == counting.answer(p) for a, p in zip(ids, asked)) for name, (ids, _) in found.items()}
+    assert right["base"] == 40 and found["base"][1] < 1.1
+    assert right["blocks"] >= 38 and found["blocks"][1] > 3

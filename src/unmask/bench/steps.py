@@ -107,14 +107,14 @@ class Timed:
         self.shapes: list[tuple[int, int]] = []
         self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def __call__(self, rows: int, width: int, used: Used) -> None:
+    def __call__(self, rows: int, width: int, used: Used, tokens: int | None = None) -> None:
         self.shapes.append((rows, width))
         if not self.cuda:
-            self.runner(rows, width, used)
+            self.runner(rows, width, used, tokens)
             return
         pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         pair[0].record()
-        self.runner(rows, width, used)
+        self.runner(rows, width, used, tokens)
         pair[1].record()
         self._spans.append(pair)
 

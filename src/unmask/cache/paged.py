@@ -44,7 +44,9 @@ class PagedCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
 
-    def window(self, table_BT: Tensor, layout: Layout, visible_B: Tensor, store_BW: Tensor) -> PagedWindow:
+    def window(
+        self, table_BT: Tensor, layout: Layout, visible_B: Tensor, store_BW: Tensor, tokens: int | None = None
+    ) -> PagedWindow:
         """Attention for one forward.
 
         Args:
@@ -52,8 +54,9 @@ class PagedCache:
             layout: [B, W] of the window.
             visible_B: the number of leading slots each row may read.
             store_BW: the logical slot each token's key and value is written to, -1 for none.
+            tokens: pack the rows into so many; the network then has to be given one row of them (`view.packed`).
         """
-        return PagedWindow(self, self.view(table_BT, self.page_size, layout, visible_B, store_BW))
+        return PagedWindow(self, self.view(table_BT, self.page_size, layout, visible_B, store_BW, tokens))
 
     def move(self, table_BT: Tensor, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copies keys and values of each row between logical slots, all read before any is written; -1 moves
@@ -80,7 +83,7 @@ class PagedWindow:
     def __init__(self, cache: PagedCache, view: PagedView) -> None:
         self.cache, self.view = cache, view
         # No window reads what it overwrites, so writing first changes nothing it sees.
-        self._slots = view.store_BW.clamp(min=0).flatten()
+        self._slots = view.store_M.clamp(min=0)
 
     def __call__(self, layer: int, q_BHWD: Tensor, k_BGWD: Tensor, v_BGWD: Tensor) -> Tensor:
         q_BWHD, k_BWGD, v_BWGD = (x.transpose(1, 2) for x in (q_BHWD, k_BGWD, v_BGWD))

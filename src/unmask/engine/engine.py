@@ -45,6 +45,10 @@ LAG = 2
 then the next step is chosen by what the last one left."""
 PATIENCE = 4
 """Steps in a row that a row may sit out because it needs more columns than the others."""
+GRAIN = 32
+"""Packed tokens are a multiple of it, and at most an eighth more than needed where they are many."""
+PACKED = 0.9
+"""Rows are packed if that leaves at most this share of their columns."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,8 @@ class Engine:
     def _decode(self) -> None:
         running = self.scheduler.running
         rows = next(b for b in self.buckets if b >= len(running))
-        self.runner(rows, self._choose(rows), _used(running))
+        width, tokens = self._choose(rows)
+        self.runner(rows, width, _used(running), tokens)
         self.steps += 1
         named = {"status": self.batch.status}
         if any(r in self._feeders for r in running):  # whoever streams wants to see all of it
@@ -219,19 +224,28 @@ class Engine:
         mirror = Mirror(**{name: x[: len(running)] for name, x in named.items()})
         self._flight.append(_Seen(mirror, [(r, r.attempt) for r in running]))
 
-    def _choose(self, rows: int) -> int:
-        """How many columns the next step has: those with which most rows advance per unit of time. Rows that need more
-        sit out, but not more often than `PATIENCE` times in a row."""
+    def _choose(self, rows: int) -> tuple[int, int | None]:
+        """How many columns and tokens the next step has: those with which most rows advance per unit of time. Rows
+        that need more columns sit out, but not more often than `PATIENCE` times in a row."""
+        if len(self.widths) == 1:
+            return self.widths[0], None
         need = {r: self._need.get(r, self.widths[-1]) for r in self.scheduler.running}
-        widest = max(need.values())
+        tokens = {w: self._tokens(rows, w, sum(n for n in need.values() if n <= w)) for w in self.widths}
         if any(self._passed.get(r, 0) >= PATIENCE for r in need):
-            width = next(w for w in self.widths if w >= widest)
+            width = next(w for w in self.widths if w >= max(need.values()))
         else:
-            gain = {w: sum(n <= w for n in need.values()) / self.runner.cost(rows, w) for w in self.widths}
+            gain = {w: sum(n <= w for n in need.values()) / self.runner.cost(rows, t) for w, t in tokens.items()}
             width = max(gain, key=lambda w: gain[w])
         for request, columns in need.items():
             self._passed[request] = self._passed.get(request, 0) + 1 if columns > width else 0
-        return width
+        return width, tokens[width]
+
+    def _tokens(self, rows: int, width: int, needed: int) -> int:
+        """Tokens of a step that needs so many: that number rounded up, so that there are few kinds of steps, or those
+        of all columns where little is saved."""
+        grain = max(GRAIN, (1 << max(needed - 1, 1).bit_length()) // 8)
+        tokens, whole = -(-needed // grain) * grain, rows * width
+        return tokens if self._packs and tokens <= PACKED * whole else whole
 
     def _look(self, wait: bool) -> None:
         """Takes in what has arrived of earlier steps; waits for those that are too long ago, or for any if `wait`."""
@@ -301,11 +315,12 @@ class Engine:
         table = torch.zeros(1, per_row, dtype=torch.int32, device=self.device)
         state, planned = steps.example(self.parts, state, table)
         self._planned, self._asked = planned.tokens.shape[1], planned.rows.shape[1]
+        self._packs = planned.guide is None
         return state
 
-    def _tune(self, rows: int, width: int) -> None:
+    def _tune(self, rows: int, width: int, tokens: int) -> None:
         if isinstance(self.parts.model, FusedTransformer):
-            self.parts.model.tune([rows * width], [rows * min(self._asked, width)])
+            self.parts.model.tune([tokens], [rows * min(self._asked, width)])
 
     def _keys(self, prompt: list[int], columns: int, grain: int) -> tuple[bytes, ...]:
         """Names of the prompt's pages. What has to be run again for its logits is left out where prompts can be cut."""

@@ -226,7 +226,7 @@ class FusedLayer:
             self.head_dim,
             keys_SGD,
             values_SGD,
-            attend.view.store_BW.flatten(),
+            attend.view.store_M,
         )
         q_BWHD, k_BWGD, v_BWGD = qkv_TX.view(*shape, -1, self.head_dim).split(self.heads, -2)
         return paged_attention(q_BWHD, k_BWGD, v_BWGD, keys_SGD, values_SGD, attend.view)

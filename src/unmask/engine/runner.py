@@ -1,4 +1,5 @@
-"""Steps as captured CUDA graphs, one for each number of rows, width and way of sampling; plain calls elsewhere."""
+"""Steps as captured CUDA graphs, one for each number of rows, width, tokens and way of sampling; plain calls
+elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from unmask.engine.batch import Batch, Used
 from unmask.engine.step import Parts, step
 
-Key = tuple[int, int, Used]
+Key = tuple[int, int, int | None, Used]
 
 
 class Runner:
@@ -17,20 +18,20 @@ class Runner:
 
     Args:
         graphs: capture each kind of step at its first use and replay it; False calls it every time.
-        prepare: called with rows and width before a kind of step is captured.
+        prepare: called with rows, width and tokens before a kind of step is captured.
     """
 
     def __init__(
-        self, parts: Parts, batch: Batch, *, graphs: bool, prepare: Callable[[int, int], object] | None = None
+        self, parts: Parts, batch: Batch, *, graphs: bool, prepare: Callable[[int, int, int], object] | None = None
     ) -> None:
         self.parts, self.batch, self.graphs, self.prepare = parts, batch, graphs, prepare
         self.captured: dict[Key, torch.cuda.CUDAGraph] = {}
         self.costs: dict[tuple[int, int], float] = {}
         self.pool = torch.cuda.graph_pool_handle() if graphs else None
 
-    def __call__(self, rows: int, width: int, used: Used) -> None:
-        """One step of the rows [0, rows), `width` columns at most."""
-        key = (rows, width, used)
+    def __call__(self, rows: int, width: int, used: Used, tokens: int | None = None) -> None:
+        """One step of the rows [0, rows), of at most `width` columns and `tokens` in all (see `step`)."""
+        key = (rows, width, tokens, used)
         if not self.graphs:
             self._once(*key)
             return
@@ -39,14 +40,16 @@ class Runner:
         self.captured[key].replay()
 
     @torch.inference_mode()
-    def _once(self, rows: int, width: int, used: Used) -> None:
+    def _once(self, rows: int, width: int, tokens: int | None, used: Used) -> None:
         state = self.batch.view(rows, used)
-        step(self.parts, state, self.batch.status[:rows], self.batch.table[:rows], width)
+        step(self.parts, state, self.batch.status[:rows], self.batch.table[:rows], width, tokens)
 
     @torch.inference_mode()
     def _capture(self, key: Key) -> torch.cuda.CUDAGraph:
+        rows, width, tokens, _ = key
+        tokens = rows * width if tokens is None else tokens
         if self.prepare is not None:
-            self.prepare(*key[:2])
+            self.prepare(rows, width, tokens)
         # Kernels are compiled and libraries set up by a step in which nobody is in work, so that it changes nothing.
         done, status = self.batch.named["done"].clone(), self.batch.status.clone()
         self.batch.named["done"].fill_(True)
@@ -58,19 +61,18 @@ class Runner:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             self._once(*key)
-        self.costs[key[:2]] = _milliseconds(graph)
+        self.costs[rows, tokens] = _milliseconds(graph)
         self.batch.named["done"].copy_(done)
         self.batch.status.copy_(status)
         return graph
 
-    def cost(self, rows: int, width: int) -> float:
+    def cost(self, rows: int, tokens: int) -> float:
         """Milliseconds of such a step as measured when it was captured; before that, and without graphs, a guess by the
-        nearest width that was."""
-        known = {w: c for (r, w), c in self.costs.items() if r == rows}
-        near = min(known, key=lambda w: abs(w - width), default=width)
+        nearest number of tokens that was."""
+        known = {t: c for (r, t), c in self.costs.items() if r == rows}
+        near = min(known, key=lambda t: abs(t - tokens), default=tokens)
         # Up to some 256 tokens reading the weights is what a step costs.
-        tokens = [max(rows * w, 256) for w in (width, near)]
-        return known.get(near, 1.0) * tokens[0] / tokens[1]
+        return known.get(near, 1.0) * max(tokens, 256) / max(near, 256)
 
 
 def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:

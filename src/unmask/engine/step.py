@@ -2,7 +2,8 @@
 
 Nothing here reads back to the host and every shape follows from the batch, so that a CUDA graph can hold all of it.
 Rows that are done, or whose forward does not fit into the width of this step, take part as padding and keep their
-state: what a row goes through is what it would go through alone.
+state: what a row goes through is what it would go through alone. Where rows use few of their columns, the network runs
+on their tokens packed one behind the other.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ class Planned:
     widest: int
 
 
-def begin(method: Method[Any], state: State, width: int) -> Planned:
-    """What is run in a step of at most `width` columns."""
+def begin(method: Method[Any], state: State, width: int, room: Tensor | None = None) -> Planned:
+    """What is run in a step of at most `width` columns, and of at most `room` (one number) tokens of all rows."""
     planned = method.plan(state)
     live = ~state.done & (columns(planned) <= width)
+    if room is not None:
+        live &= torch.where(live, _last(planned.valid), 0).cumsum(0) <= room
     return Planned(cut(planned, width, live), live, planned.tokens.shape[1])
 
 
@@ -94,17 +97,33 @@ class Parts:
             table.repeat(len(seen) // len(table), 1), layout, seen, store
         )
 
+    def packed_logits(self, table: Tensor, forward: Forward, tokens: int) -> Tensor:
+        """`logits_of` by a network that runs on the rows packed into `tokens`; for forwards of one view."""
+        assert forward.guide is None
+        attend = self.cache.window(table, forward.layout, forward.visible, forward.store, tokens)
+        packed = attend.view.packed
+        assert packed is not None
+        rows_1R = (packed.start_B[:, None] + forward.rows.clamp(min=0)).clamp(max=tokens - 1).flatten()[None]
+        mixed = None
+        if forward.blend is not None:
+            mixed = packed.take(self.model.embed(forward.tokens) + forward.blend.to(self.model.dtype))
+        given = (packed.take(forward.tokens), packed.take(forward.layout.positions), attend)
+        return self.model(*given, rows_1R, mixed).view(*forward.rows.shape, -1)
 
-def step(parts: Parts, state: State, status: Tensor, table: Tensor, width: int) -> None:
+
+def step(parts: Parts, state: State, status: Tensor, table: Tensor, width: int, tokens: int | None = None) -> None:
     """One forward of at most `width` columns; the tensors of `state` and `status` are changed in place.
 
     Args:
         state: with all entries of its memory; `Method`s may leave them out only before a first step.
         status: int32 [B, STATUS].
         table: int32 [B, T], the physical page of each of a row's pages.
+        tokens: of all rows at most; fewer than B * width are packed.
     """
-    run = parts.begin(parts.method, state, width)
-    parts.finish(parts.method, state, *_scored(parts, state, run, table), status)
+    room = None if tokens is None else torch.full((), tokens, device=status.device)
+    run = parts.begin(parts.method, state, width, room)
+    packed = tokens if tokens is not None and tokens < len(status) * width else None
+    parts.finish(parts.method, state, *_scored(parts, state, run, table, packed), status)
 
 
 def example(parts: Parts, state: State, table: Tensor) -> tuple[State, Forward]:
@@ -133,11 +152,17 @@ def stored(parts: Parts, table: Tensor, forward: Forward) -> None:
     logits_of(parts.model, parts.window(table), forward)
 
 
-def _scored(parts: Parts, state: State, run: Planned, table: Tensor) -> tuple[State, Planned, Scores]:
+def _scored(
+    parts: Parts, state: State, run: Planned, table: Tensor, packed: int | None = None
+) -> tuple[State, Planned, Scores]:
     forward = run.forward
     if forward.move is not None:
         parts.cache.move(table, *forward.move)
-    logits = parts.carry(logits_of(parts.model, parts.window(table), forward), forward)
+    if packed is None:
+        logits = logits_of(parts.model, parts.window(table), forward)
+    else:
+        logits = parts.packed_logits(table, forward, packed)
+    logits = parts.carry(logits, forward)
     state, scores = scores_of(parts.model, parts.method, state, forward, logits, parts.scorer)
     return state, run, scores
 
@@ -169,13 +194,13 @@ def _status(method: Method[Any], state: State, old: Tensor, run: Planned, bad: T
 
 def columns(forward: Forward) -> Tensor:
     """How many leading columns each row uses, of tokens or of predictions: [B]."""
+    tokens = _last(forward.valid)
+    return torch.maximum(tokens, _last(forward.targets >= 0)) if forward.targets.shape[1] else tokens
 
-    def last(used: Tensor) -> Tensor:
-        index = torch.arange(1, used.shape[1] + 1, device=used.device)
-        return torch.where(used, index, 0).amax(-1)
 
-    tokens = last(forward.valid)
-    return torch.maximum(tokens, last(forward.targets >= 0)) if forward.targets.shape[1] else tokens
+def _last(used: Tensor) -> Tensor:
+    """One more than the last column that is True, [B]."""
+    return torch.where(used, torch.arange(1, used.shape[1] + 1, device=used.device), 0).amax(-1)
 
 
 def cut(forward: Forward, width: int, live: Tensor) -> Forward:

@@ -43,6 +43,7 @@ def attend(
     order_BW: Tensor,
     lane_BW: Tensor,
     segment_BW: Tensor,
+    packed: tuple[Tensor, Tensor] | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
     """Mixed values [B, W, H, D]: each query sees the readable ones of its row's first `seen` slots, and the window
@@ -52,19 +53,23 @@ def attend(
         q_BWHD, k_BWGD, v_BWGD: any strides, last dimension contiguous; one dtype, that of the cache.
         table_BT, clear_B, seen_B, readable_BN: int32; slots below `clear` are all readable. order, lane, segment:
             contiguous, int32.
+        packed: where the tokens of each row begin and how many there are, int32 [B]; queries, keys and values are then
+            [1, M, ...], the result too, which is void where no row has a token.
         tiling: None: `choose`.
     """
-    rows, width, heads, size = q_BWHD.shape
+    _, _, heads, size = q_BWHD.shape
+    (rows, width), tokens = order_BW.shape, q_BWHD.shape[0] * q_BWHD.shape[1]
     kv_heads, slots = keys_SGD.shape[1], readable_BN.shape[1]
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(size))
     device = q_BWHD.device
     if tiling is None:
-        tiling = choose(rows, width, heads, kv_heads, size, slots, q_BWHD.element_size(), processors(device))
-    out_BWHD = torch.empty(rows, width, heads, size, dtype=q_BWHD.dtype, device=device)
+        shape = rows, width, heads, kv_heads, size, slots, q_BWHD.element_size()
+        tiling = choose(*shape, processors(device), None if packed is None else tokens)
+    out_BWHD = torch.empty(q_BWHD.shape, dtype=q_BWHD.dtype, device=device)
     splits, part, lse = tiling.splits, out_BWHD, out_BWHD
     if splits > 1:
-        part = torch.empty(rows * width * heads, splits, size, dtype=torch.float32, device=device)
-        lse = torch.empty(rows * width * heads, splits, dtype=torch.float32, device=device)
+        part = torch.empty(tokens * heads, splits, size, dtype=torch.float32, device=device)
+        lse = torch.empty(tokens * heads, splits, dtype=torch.float32, device=device)
     grid = (triton.cdiv(width * group, tiling.block_m), rows * kv_heads, splits)
     _attend[grid](
         q_BWHD,
@@ -81,6 +86,7 @@ def attend(
         order_BW,
         lane_BW,
         segment_BW,
+        *(packed or (clear_B, seen_B)),
         size**-0.5 * LOG2_E,
         width,
         kv_heads,
@@ -94,6 +100,7 @@ def attend(
         SIZE=size,
         PAGE=page_size,
         SPLIT=splits > 1,
+        PACKED=packed is not None,
         SKIP=width > tiling.block_n,
         BLOCK_T=triton.next_power_of_2(table_BT.shape[1]),
         BLOCK_M=tiling.block_m,
@@ -104,7 +111,7 @@ def attend(
         **overlapped(q_BWHD.is_cuda),
     )
     if splits > 1:
-        queries, block_s = rows * width * heads, triton.next_power_of_2(splits)
+        queries, block_s = tokens * heads, triton.next_power_of_2(splits)
         block_q = max(1, min(16, 4096 // (block_s * block_d), triton.next_power_of_2(queries // (4 * PROCESSORS))))
         _merge[(triton.cdiv(queries, block_q),)](
             part,
@@ -124,13 +131,13 @@ def attend(
 
 @triton.jit(do_not_specialize=["width", "kv_heads", "pages"])
 def _attend(
-    q_ptr: tl.tensor,  # [B, W, H, D]
+    q_ptr: tl.tensor,  # [B, W, H, D], packed [1, M, H, D]; M = B * W if not
     k_ptr: tl.tensor,  # [B, W, G, D]
     v_ptr: tl.tensor,
     keys_ptr: tl.tensor,  # [S, G, D]
     values_ptr: tl.tensor,
-    out_ptr: tl.tensor,  # [B * W * H, splits, D]: the result, or parts of it in float32
-    lse_ptr: tl.tensor,  # [B * W * H, splits]: log2 of the softmax sum of each part
+    out_ptr: tl.tensor,  # [M * H, splits, D]: the result, or parts of it in float32
+    lse_ptr: tl.tensor,  # [M * H, splits]: log2 of the softmax sum of each part
     table_ptr: tl.tensor,  # [B, T]
     clear_ptr: tl.tensor,  # [B]
     seen_ptr: tl.tensor,  # [B]
@@ -138,6 +145,8 @@ def _attend(
     order_ptr: tl.tensor,  # [B, W]
     lane_ptr: tl.tensor,
     segment_ptr: tl.tensor,
+    start_ptr: tl.tensor,  # [B], of packed rows
+    count_ptr: tl.tensor,  # [B]
     scale: tl.tensor,  # to powers of two
     width: tl.tensor,
     kv_heads: tl.tensor,
@@ -159,6 +168,7 @@ def _attend(
     SIZE: tl.constexpr,  # D
     PAGE: tl.constexpr,
     SPLIT: tl.constexpr,  # the keys are split
+    PACKED: tl.constexpr,
     SKIP: tl.constexpr,  # look for trailing window keys that no query of the tile sees
     BLOCK_T: tl.constexpr,  # at least T
     BLOCK_M: tl.constexpr,
@@ -174,27 +184,37 @@ def _attend(
     g = tl.program_id(1) % kv_heads
     split, splits = tl.program_id(2), tl.num_programs(2)
 
+    # The row has `used` tokens, the first of which is number `start` of all.
+    at = row * width
+    if PACKED:
+        start, used = tl.load(start_ptr + row).to(tl.int64), tl.load(count_ptr + row)
+        if tile * BLOCK_M >= used * GROUP:
+            return
+        q_ptr += start * q_w
+    else:
+        start, used = at, width
+        q_ptr += row * q_b
+
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     column = m // GROUP
     head = g * GROUP + m % GROUP
-    real = column < width
+    real = column < used
     d = tl.arange(0, BLOCK_D)
     has_d = (d < SIZE)[None, :]
     q = tl.load(
-        q_ptr + row * q_b + column[:, None] * q_w + head[:, None] * q_h + d[None, :],
+        q_ptr + column[:, None] * q_w + head[:, None] * q_h + d[None, :],
         mask=real[:, None] & has_d,
         other=0.0,
     )
-    at = row * width
     order_q = tl.load(order_ptr + at + column, mask=real, other=0)
     lane_q = tl.load(lane_ptr + at + column, mask=real, other=0)
     segment_q = tl.load(segment_ptr + at + column, mask=real, other=_PAD)
 
     # Window keys [0, stop) hold all that any query of the tile sees. Padded queries may see less than their due.
-    stop = width
+    stop = used
     if SKIP:
         latest = tl.max(tl.where(segment_q == _PAD, _LOWEST, order_q), 0)
-        stop = _window_end(order_ptr + at, segment_ptr + at, width, latest)
+        stop = _window_end(order_ptr + at, segment_ptr + at, used, latest)
 
     # Blocks without a mask, masked ones, blocks of the window: each split takes an equal run of what this row has.
     seen = tl.load(seen_ptr + row)
@@ -240,11 +260,15 @@ def _attend(
         v = tl.load(values_ptr + slot[:, None] * values_s + d[None, :], mask=mask, other=0.0)
         best, total, acc = _absorb(q, k, v, keep[None, :], scale, best, total, acc)
 
-    k_ptr += row * k_b + g * k_g
-    v_ptr += row * v_b + g * v_g
+    if PACKED:
+        k_ptr += start * k_w + g * k_g
+        v_ptr += start * v_w + g * v_g
+    else:
+        k_ptr += row * k_b + g * k_g
+        v_ptr += row * v_b + g * v_g
     for block in tl.range(tl.maximum(first - cached, 0), last - cached, num_stages=STAGES if SKIP else 1):
         w = block * BLOCK_N + offset
-        inside = w < width
+        inside = w < used
         order_k = tl.load(order_ptr + at + w, mask=inside, other=0)
         lane_k = tl.load(lane_ptr + at + w, mask=inside, other=0)
         segment_k = tl.load(segment_ptr + at + w, mask=inside, other=_PAD)
@@ -256,7 +280,7 @@ def _attend(
         best, total, acc = _absorb(q, k, v, keep, scale, best, total, acc)
 
     heads = kv_heads * GROUP
-    index = ((at + column) * heads + head) * splits + split
+    index = ((start + column) * heads + head) * splits + split
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
     out = out_ptr + index[:, None] * SIZE + d[None, :]
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=real[:, None] & has_d)
@@ -306,10 +330,10 @@ def _absorb(
 
 @triton.jit(do_not_specialize=["queries", "splits"])
 def _merge(
-    part_ptr: tl.tensor,  # [B * W * H, splits, D]
-    lse_ptr: tl.tensor,  # [B * W * H, splits]
-    out_ptr: tl.tensor,  # [B * W * H, D]
-    queries: tl.tensor,  # B * W * H
+    part_ptr: tl.tensor,  # [M * H, splits, D]
+    lse_ptr: tl.tensor,  # [M * H, splits]
+    out_ptr: tl.tensor,  # [M * H, D]
+    queries: tl.tensor,  # M * H
     splits: tl.tensor,
     SIZE: tl.constexpr,
     BLOCK_Q: tl.constexpr,

@@ -36,6 +36,7 @@ def choose(
     slots: int,
     item_size: int,
     processors: int = PROCESSORS,
+    packed: int | None = None,
 ) -> Tiling:
     """The tiling for a shape: from what is the same at every replay of a captured graph, never from lengths.
 
@@ -44,9 +45,17 @@ def choose(
         slots: N, the most that a row could read.
         item_size: bytes of an element; 4 means float32, which has no tensor cores and whose tiles must be small.
         processors: of the GPU; tiles are split until each has one.
+        packed: tokens of all rows, where they are packed; `width` is that of the widest row.
     """
     queries = width * heads // kv_heads
-    few = rows * kv_heads * triton.cdiv(queries, 128) < processors
+
+    def tiles(block_m: int) -> int:
+        if packed is None:
+            return rows * kv_heads * triton.cdiv(queries, block_m)
+        # Rows are of different widths: some that are full, or the last tile of each.
+        return kv_heads * max(rows, triton.cdiv(packed * heads // kv_heads, block_m))
+
+    few = tiles(128) < processors
     if item_size > 2:
         block_m, block_n, warps, stages = 16, 16, 4, 2
     elif queries <= 32:
@@ -57,6 +66,6 @@ def choose(
         block_m, block_n, warps, stages = 128, 64, 8, 3
     if head_dim > 128:
         block_n = max(16, block_n // 2)
-    tiles = rows * kv_heads * triton.cdiv(queries, block_m)
     blocks = triton.cdiv(slots, block_n) + triton.cdiv(width, block_n)
-    return Tiling(block_m, block_n, max(1, min(processors // tiles, blocks, MAX_SPLITS)), warps, stages)
+    splits = max(1, min(processors // tiles(block_m), blocks, MAX_SPLITS))
+    return Tiling(block_m, block_n, splits, warps, stages)

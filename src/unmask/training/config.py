@@ -70,7 +70,8 @@ class TrainConfig:
     """Rows of one forward and backward of one process."""
     steps: int = 3000
     max_minutes: float = 0.0
-    """Above 0: the schedule ends after this time if the steps take longer (then a run is not repeatable)."""
+    """Above 0: the schedule ends after this time if the steps take longer (then a run is not repeatable). The first
+    update, which compiles, is not counted."""
     learning_rate: float = 1e-3
     final_rate: float = 0.02
     """Learning rate at the end of a cosine or linear schedule, as a share of `learning_rate`."""

@@ -67,13 +67,16 @@ class Run:
         """All updates from where the trainer stands."""
         trainer, config = self.trainer, self.config
         speed = Speed()
-        trainer.go_on()
         for step in prefetch(self.source.steps(trainer.done), depth=4):
             progress = trainer.progress(step.number)
             if progress >= 1:
                 break
             learning_rate = rate(config, step.number, progress)
             trainer.update(step, learning_rate)
+            if trainer.clock is None:
+                # The first update compiles, which a schedule of minutes must not pay for.
+                trainer.guard.settle()
+                trainer.go_on()
             speed.add(step.tokens * trainer.ranks.count)
             if trainer.done % config.log_every == 0 or trainer.done == 1:
                 self._log(learning_rate, speed)

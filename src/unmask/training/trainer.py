@@ -49,12 +49,12 @@ class Trainer:
         self.term_names: list[str] = []
         self.done = 0
         self.seconds = 0.0
-        """Of training, measuring and saving not counted."""
+        """Of training; the first update, measuring and saving are not counted."""
         self.clock: float | None = None
 
     @property
     def minutes(self) -> float:
-        """Of training so far, measuring and saving not counted; the same in all processes."""
+        """Of training so far, see `seconds`; the same in all processes."""
         running = 0.0 if self.clock is None else time.monotonic() - self.clock
         mine = self.seconds + running
         return self.ranks.totals([mine / 60])[0] / self.ranks.count

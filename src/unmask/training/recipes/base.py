@@ -162,19 +162,22 @@ class Recipe(ABC):
 
     Class attributes:
         anchored: blocks are counted from the end of the prompt, so the answer alone is padded to whole blocks.
-        wants_teacher: `Models.teacher` is called: the network as it was when the run began, never trained.
         needs_drafts: the data must hold trajectories (`Batch.drafts`).
     """
 
     __slots__ = ()
     anchored: ClassVar[bool] = False
-    wants_teacher: ClassVar[bool] = False
     needs_drafts: ClassVar[bool] = False
 
     @property
     def block(self) -> int:
         """Samples (answers, where `anchored`) are padded to a multiple of this many tokens."""
         return 1
+
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether `Models.teacher` is called: the network as it was when the run began, never trained."""
+        return False
 
     @property
     @abstractmethod

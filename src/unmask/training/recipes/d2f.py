@@ -50,7 +50,6 @@ class D2f(Recipe):
     """The recipe's options."""
 
     anchored: ClassVar[bool] = True
-    wants_teacher: ClassVar[bool] = True
 
     mask_id: int
     """Token id of the mask."""
@@ -89,6 +88,10 @@ class D2f(Recipe):
     @property
     def block(self) -> int:
         return self.block_size
+
+    @property
+    def wants_teacher(self) -> bool:
+        return self.self_align
 
     @property
     def decoder(self) -> dict[str, Any]:

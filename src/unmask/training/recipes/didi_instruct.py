@@ -14,8 +14,7 @@ What differs from the official code, on purpose (the official behaviour is an op
 - the teacher is called as it was trained: noise level 0, the mask never predicted;
 - log-probabilities of chosen tokens only, and without the added 1e-10; rewards are exact log odds (`log_odds_eps`);
 - noise comes from (seed, epoch, sample, member, position); a sample shares its row with no other.
-A sample of which the corruption masks nothing has reward 0 and counts in its group, as in the official code: the
-objective is then the divergence without that case.
+A sample of which the corruption masks nothing has reward 0 and counts in its group, as in the official code.
 
     python -m unmask.training CONFIG.yaml --set recipe.name=didi_instruct
 """
@@ -23,7 +22,7 @@ objective is then the divergence without that case.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +44,6 @@ Target = Literal["data", "teacher"]
 @dataclass(frozen=True, slots=True)
 class DidiInstruct(Recipe):
     """The recipe's options."""
-
-    wants_teacher: ClassVar[bool] = True
 
     mask_id: int
     """Token id of the mask."""
@@ -120,6 +117,10 @@ class DidiInstruct(Recipe):
             raise UnmaskError(f"tau_range must lie above 0, between t0 {self.t0} and 1, got {self.tau_range}")
         if not 0 <= self.label_smoothing < 0.5:
             raise UnmaskError(f"label_smoothing must be in 0 .. 0.5, got {self.label_smoothing}")
+
+    @property
+    def wants_teacher(self) -> bool:
+        return self.kl_beta > 0 or self.target == "teacher"
 
     @property
     def decoder(self) -> dict[str, Any]:
