@@ -78,6 +78,15 @@ class Noting:
         return getattr(self.runner, name)
 
 
+def test_the_tokens_of_a_step_are_rounded_up_to_few_kinds():
+    e = engine(tiny("fast-dllm-v2-tiny"), "fast_dllm_v2-cache", rows=64)
+    kinds = {e._tokens(64, 32, needed) for needed in range(1, 64 * 32 + 1)}
+    assert len(kinds) <= 20 and max(kinds) == 64 * 32
+    for needed in (1, 32, 33, 300, 700, 1500):
+        assert needed <= e._tokens(64, 32, needed) <= max(1.25 * needed, 32 + needed)
+    assert e._tokens(2, 32, 60) == 64  # little would be saved
+
+
 class HostReads(TorchDispatchMode):
     """Notes the operations for which a GPU would have to wait."""
 

@@ -46,7 +46,7 @@ then the next step is chosen by what the last one left."""
 PATIENCE = 4
 """Steps in a row that a row may sit out because it needs more columns than the others."""
 GRAIN = 32
-"""Packed tokens are a multiple of it, and at most an eighth more than needed where they are many."""
+"""Packed tokens are a multiple of it; where they are many, at most a quarter more than needed."""
 PACKED = 0.9
 """Rows are packed if that leaves at most this share of their columns."""
 
