@@ -66,7 +66,7 @@ def test_a_stage_has_the_common_options_and_takes_null_for_none(tmp_path: Path) 
 def test_budget_changes_and_tiny(tmp_path: Path) -> None:
     half = small_plan(tmp_path, budget=0.5, changes=["fast.train.recipe.block_size=8", "fast.needs.data=null"])
     assert [half.stages[name].minutes for name in ("base", "fast")] == [1.0, 1.5]
-    assert half.stages["data"].options["count"] == 50
+    assert half.stages["data"].options["count"] == 100
     assert half.stages["fast"].options["recipe"] == {"name": "fast_dllm_v2", "block_size": 8}
     assert half.stages["fast"].needs == {"init": "base"}
     tiny = small_plan(tmp_path, tiny=True)

@@ -181,7 +181,7 @@ def load_plan(folder: str | Path, *, tiny: bool = False, budget: float = 1.0, ch
 
     Args:
         tiny: with the changes that make it run on a CPU in minutes and learn nothing.
-        budget: what all minutes, and all counts of data written, are multiplied by.
+        budget: what all minutes are multiplied by; data are written as many as they are, however long it takes.
         changes: STAGE.KEY=VALUE, where KEY may name an entry of an entry (d2f.train.recipe.block_size=8); null removes.
 
     Raises:
@@ -272,8 +272,6 @@ def _stage(name: str, values: dict[str, Any], before: Mapping[str, Stage], budge
             raise UnmaskError(f"stage {name} needs {need}, which must stand before it in {PLAN}")
     task = values.get("task", "wordmath")
     options = values[kind] or {}
-    if kind == "distil" and "count" in options:
-        options = {**options, "count": max(round(options["count"] * budget), 1)}
     curves = [_curve(name, task, curve, points) for curve in values.get("curves") or []]
     return Stage(
         name=name,
