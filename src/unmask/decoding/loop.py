@@ -77,7 +77,7 @@ def decode(
 
     Args:
         method: already bound to the checkpoint (`Method.bind`).
-        prompts: token ids, none empty; lengths may differ.
+        prompts: token ids; lengths may differ, and be 0 where a method writes whole texts (`mdlm`).
         draw: sampling settings [B] on the model's device.
         observe: called after every commit with the original numbers of the rows still decoded and the state.
 
