@@ -44,7 +44,7 @@ def test_every_step_decides_one_token_a_row_over_the_whole_window(batch: int, wi
     assert len(engine.scheduler.running) == batch
     before = _decided(engine)
     walls, timer = run(engine, 35)
-    assert _decided(engine) - before == 35 * batch and timer.shapes == [(batch, window)] * 35
+    assert _decided(engine) - before == 35 * batch and timer.shapes == [(batch, window, batch * window)] * 35
     forwards = dict(zip(KINDS, engine.batch.status[0, FLAGS:].tolist()))
     assert forwards["denoise"] + forwards["commit"] == 36
     assert forwards["commit"] == (0 if window == 1 else (32 % window + 36) // window)
@@ -82,10 +82,10 @@ def test_the_device_is_timed_around_each_step(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     timer = Timed(lambda *shape: log.append("step"), torch.device("cuda"))  # type: ignore[arg-type]
-    for width in (1, 4, 2):
-        timer(8, width, (False, frozenset()))
+    for width, tokens in ((1, None), (4, 20), (2, 16)):
+        timer(8, width, (False, frozenset()), tokens)
     assert log == ["event", "step", "event"] * 3
-    assert timer.milliseconds() == [2, 5, 3] and timer.shapes == [(8, 1), (8, 4), (8, 2)]
+    assert timer.milliseconds() == [2, 5, 3] and timer.shapes == [(8, 1, 8), (8, 4, 20), (8, 2, 16)]
 
 
 def test_the_engine_gets_its_runner_back() -> None:

@@ -30,7 +30,7 @@ def test_autoregressive_decoding_has_a_token_a_row_and_step() -> None:
     assert entry["decode_tokens_per_second"] == pytest.approx(entry["batch_over_step"])
     assert entry["decode_tokens_per_second"] == pytest.approx(decode["tokens"] / decode["seconds"])
     assert decode["seconds"] == pytest.approx(sum(entry["walls"]) / 1000) and len(entry["walls"]) == decode["steps"]
-    assert entry["shapes"] == [[3, 1]] * decode["steps"]  # no row had ended
+    assert entry["shapes"] == [[3, 1, 3]] * decode["steps"]  # no row had ended
     assert entry["tokens"] == 48 and entry["forwards"] == {"prefill": 3, "denoise": 45}
     assert entry["tpf"] == pytest.approx(48 / 45)
     assert entry["total_tokens_per_second"] == pytest.approx(48 / entry["seconds"])
@@ -58,7 +58,7 @@ def test_a_run_in_which_a_row_ended_early_or_a_step_was_new_is_done_again(monkey
     def noted(engine: Engine, prompts: list[list[int]], window: int = 0) -> throughput._Pass:
         asked.append(window)
         if len(asked) == 4:
-            engine.runner.captured[2, 1, (False, frozenset())] = None  # type: ignore[assignment]
+            engine.runner.captured[2, 1, None, (False, frozenset())] = None  # type: ignore[assignment]
         done = own(engine, prompts, window)
         done.window += 6  # as if the first run had had more steps
         return done

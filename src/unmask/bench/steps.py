@@ -99,16 +99,16 @@ class StepTime:
 
 class Timed:
     """A runner whose steps are timed on the device, from the beginning of each to its end; off the GPU only their
-    shapes are noted."""
+    shapes are noted: rows, columns and tokens."""
 
     def __init__(self, runner: Runner, device: torch.device) -> None:
         self.runner = runner
         self.cuda = device.type == "cuda"
-        self.shapes: list[tuple[int, int]] = []
+        self.shapes: list[tuple[int, int, int]] = []
         self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __call__(self, rows: int, width: int, used: Used, tokens: int | None = None) -> None:
-        self.shapes.append((rows, width))
+        self.shapes.append((rows, width, rows * width if tokens is None else tokens))
         if not self.cuda:
             self.runner(rows, width, used, tokens)
             return
@@ -203,7 +203,7 @@ def measure(
     for _ in range(WARM):
         engine.step()
     walls, timer = run(engine, steps)
-    if timer.shapes != [(batch, window)] * steps:
+    if timer.shapes != [(batch, window, batch * window)] * steps:
         raise RuntimeError(f"{steps} steps of {batch} x {window} asked for, {len(timer.shapes)} run: {timer.shapes}")
     gpus = timer.milliseconds()
     wall, gpu = sum(walls) / steps, None if gpus is None else sum(gpus) / steps

@@ -71,8 +71,8 @@ MEASURED = {
     "gpus": optional(each(number(0.0))),
     "shapes": each(each(whole(1, MOST))),
 }
-"""Fields of an entry that was measured. walls, gpus: milliseconds of each step in the decode time; shapes: its rows and
-columns; ttfts: milliseconds, one a request."""
+"""Fields of an entry that was measured. walls, gpus: milliseconds of each step in the decode time; shapes: its rows,
+columns and tokens; ttfts: milliseconds, one a request."""
 DECODE = {"steps": count(MOST), "tokens": count(MOST), "seconds": number(0.0)}
 """Fields of `decode`: what was done in the decode time."""
 
@@ -147,7 +147,7 @@ class _Pass:
     decided: int = 0
     walls: list[float] | None = None
     gpus: list[float] | None = None
-    shapes: Sequence[tuple[int, int]] = ()
+    shapes: Sequence[tuple[int, int, int]] = ()
 
 
 def _measured(
