@@ -31,7 +31,6 @@ from unmask.streaming import Feeder, Streamer
 
 # The official codes' names for what every method takes.
 COMMON = {"gen_length": "max_new_tokens", "max_gen_length": "max_new_tokens", "max_tokens": "max_new_tokens"}
-SHIPPED = ("nano", "nano-ar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +337,6 @@ def load(
     Raises:
         UnmaskError: not found, damaged, of an unknown family, an adapter of another base.
     """
-    if source in SHIPPED:
-        source = Path(__file__).parent / "nano" / str(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = load_model(
         source,

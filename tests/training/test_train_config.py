@@ -7,6 +7,7 @@ import pytest
 from unmask.errors import UnmaskError
 from unmask.training import load_config, main
 from unmask.training.config import from_mapping
+from unmask.training.setup import found
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = {"recipe": {"name": "autoregressive"}, "tokenizer": "t", "output": "o", "model": "m"}
@@ -63,3 +64,10 @@ def test_a_missing_option_is_named():
 def test_the_command_reports_a_mistake_in_one_line(tmp_path, capsys):
     assert main([str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_may_start_from_a_shipped_checkpoint():
+    config = found(from_mapping({"recipe": {"name": "autoregressive"}, "init": "nano-ar", "output": "x"}))
+    assert (Path(config.init or "") / "config.json").is_file() and config.tokenizer == config.init
+    with pytest.raises(UnmaskError, match=r"no folder nano-arr .* nor nano or nano-ar"):
+        found(from_mapping({"recipe": {"name": "autoregressive"}, "init": "nano-arr", "output": "x"}))

@@ -113,14 +113,10 @@ def soundness(family: Family) -> dict[str, str | None]:
 
 def small_files(source: str) -> Path:
     """The checkpoint's folder; of a hub checkpoint that is not there yet only the small files are fetched."""
-    from unmask.lm import SHIPPED
-    from unmask.models.hub import resolve_source
+    from unmask.models.hub import SHIPPED, resolve_source
 
-    if source in SHIPPED:
-        import unmask
-
-        return Path(unmask.__path__[0]) / "nano" / source
-    if Path(source).expanduser().is_dir() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    here = source in SHIPPED or Path(source).expanduser().is_dir()
+    if here or source.count("/") != 1 or source.startswith((".", "/", "~")):
         return resolve_source(source)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -10,13 +10,19 @@ from unmask.errors import UnmaskError
 
 ALLOWED = ("*.json", "*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja")
 
+SHIPPED = ("nano", "nano-ar")
+"""Checkpoints that come with the package."""
+
 
 def resolve_source(name_or_path: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: a local one as it is, a hub name after download (or from the cache).
+    """The folder of a checkpoint: that of a shipped one, a local one as it is, a hub name after download (or from the
+    cache).
 
     Raises:
         UnmaskError: no such folder, or the hub does not have it, or the hub cannot be reached.
     """
+    if name_or_path in SHIPPED:
+        return Path(__file__).parents[1] / "nano" / str(name_or_path)
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
@@ -24,7 +30,7 @@ def resolve_source(name_or_path: str | Path, *, revision: str | None = None) -> 
     if folder.is_file():
         raise UnmaskError(f"{name} is a file; give the checkpoint's folder")
     if isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") != 1:
-        raise UnmaskError(f"no folder {name} (and not a hub name of the form owner/name)")
+        raise UnmaskError(f"no folder {name} (nor a hub name of the form owner/name, nor {' or '.join(SHIPPED)})")
     return _download(name, revision)
 
 

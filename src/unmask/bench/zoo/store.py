@@ -20,7 +20,7 @@ from typing import Any
 from unmask.bench import record
 from unmask.bench.zoo.plan import Curve, Plan, Stage, TaskPlan, digest
 from unmask.errors import UnmaskError
-from unmask.lm import SHIPPED
+from unmask.models.hub import SHIPPED, resolve_source
 
 ANSWERS = "answers.jsonl"
 STAGE = "stage.json"
@@ -118,7 +118,7 @@ def curve_key(curve: Curve, task: TaskPlan, stage_key: str) -> str:
 
 
 def _given(name: str, place: str) -> Path:
-    folder = Path(__file__).parents[2] / "nano" / place if place in SHIPPED else Path(place)
+    folder = resolve_source(place) if place in SHIPPED else Path(place)
     if not folder.is_dir():
         raise UnmaskError(f"there is no folder {place} for stage {name}")
     return folder
