@@ -160,3 +160,13 @@ def test_a_frozen_copy_is_the_teacher_of_a_full_fine_tuning():
     with torch.no_grad():
         network.embedding.mul_(2)
     assert torch.equal(objective.teacher(TOKENS, causal(20)).hidden, before)
+
+
+def test_an_adapter_that_makes_another_class_of_its_base_is_merged(tiny):
+    base = tiny("base", steps=1)
+    run(base)
+    recipe = {"name": "fast_dllm_v2", "block_size": 16}
+    config = tiny("blocks", model=None, init=base.output, recipe=recipe, lora={"rank": 2}, steps=1)
+    run(config)
+    assert not (Path(config.output) / "adapter_model.safetensors").exists()
+    assert load_model(config.output).family.name == "fast-dllm-v2"

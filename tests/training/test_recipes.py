@@ -177,8 +177,6 @@ def test_an_autoregressive_base_becomes_a_fast_block_diffusion_model(tmp_path):
     asked, answers = counting.prompts(10_000, 40), counting.answers(tmp_path / "answers.jsonl")
     base = counting.train(tmp_path / "base", {"name": "autoregressive"}, answers, steps=100)
     options = {"init": str(tmp_path / "base" / "run"), "mask_init": "mean", "fill_end": True}
-    shape = {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": 8}
-    options["config_changes"] = {**shape, "mask_token_id": counting.MASK}
     recipe = {"name": "fast_dllm_v2", "block_size": 8, "clean_weight": 1.0}
     lm = counting.train(tmp_path / "blocks", recipe, answers, steps=300, **options)
     found = {

@@ -14,8 +14,7 @@ from unmask.training.log import read_log
 from unmask.training.loop import run
 from unmask.training.watch import Exam, better
 
-BLOCKS = {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": 16}
-DIFFUSION = {"recipe": {"name": "fast_dllm_v2", "block_size": 16}, "config_changes": BLOCKS}
+DIFFUSION = {"recipe": {"name": "fast_dllm_v2", "block_size": 16}}
 
 
 def log(config):
@@ -55,10 +54,29 @@ def test_measuring_does_not_disturb_a_run(tiny):
 
 
 def test_a_network_that_its_recipe_cannot_be_decoded_with_is_trained_all_the_same(tiny):
-    config = tiny("run", recipe={"name": "fast_dllm_v2", "block_size": 16}, decode_problems=2, steps=1)
+    config = tiny("run", recipe={"name": "block_diffusion", "block_size": 16}, decode_problems=2, steps=1)
     figures = run(config)
     assert "accuracy" not in figures
     assert any("no answers are decoded while training" in e.get("note", "") for e in log(config))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family", "method"),
+    [
+        ({"name": "fast_dllm_v2", "block_size": 16}, "fast-dllm-v2", "fast_dllm_v2"),
+        ({"name": "block_diffusion", "block_size": 16, "shift": True}, "fast-dllm-v2", "fast_dllm_v2"),
+        ({"name": "wedlm", "block_size": 16}, "wedlm", "wedlm"),
+        ({"name": "masked", "shift": True}, "dream", "masked"),
+        ({"name": "autoregressive"}, "qwen2", "autoregressive"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else value,
+)
+def test_an_autoregressive_network_becomes_what_its_recipe_makes_of_it(tiny, recipe, family, method):
+    config = tiny("run", recipe=recipe, steps=1, decode_problems=1, decode_tokens=16)
+    assert "accuracy" in run(config)
+    lm = unmask.load(config.output, device="cpu")
+    assert (lm.family.name, lm.family.mask_id, lm.default_method) == (family, 3, method)
+    assert lm.family.block_size == (16 if family == "fast-dllm-v2" else None)
 
 
 def test_each_term_is_logged_under_its_name(tiny):

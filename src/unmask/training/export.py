@@ -33,10 +33,11 @@ TOKENIZER = tuple(pattern for pattern in EXTRAS if pattern != "generation_config
 _NETWORK = "network."
 
 
-def form_of(objective: Objective) -> Form:
+def form_of(start: Start, objective: Objective) -> Form:
     """What a run writes at its end: the adapter it trained, or a whole checkpoint, as it must be where a mask token was
-    added: PEFT's file has no place for its row that the loader reads."""
-    return "adapter" if objective.adapters is not None and objective.mask_row is None else "merged"
+    added (PEFT's file has no place for its row that the loader reads) or the model became one of another class."""
+    alone = objective.mask_row is None and not start.renamed
+    return "adapter" if objective.adapters is not None and alone else "merged"
 
 
 @torch.no_grad()
@@ -199,8 +200,8 @@ def export(run: str | Path, out: str | Path, which: str = "last", form: Form | N
     weights = dict(objective.state_dict())
     for name in [n for n in weights if f"{kind}/{n}" in saved.held]:
         weights[name] = saved.read(f"{kind}/{name}")
-    chosen = form or form_of(objective)
-    if chosen == "adapter" and form_of(objective) != "adapter":
+    chosen = form or form_of(start, objective)
+    if chosen == "adapter" and form_of(start, objective) != "adapter":
         raise UnmaskError(f"{run} was trained without an adapter that could stand alone; leave out --adapter")
     write_checkpoint(start, objective, weights, Path(out), chosen)
     return {"step": saved.meta["done"], "form": chosen, "folder": str(out)}

@@ -150,7 +150,7 @@ class Run:
         objective, main = self.trainer.raw, self.trainer.ranks.main
         weights = whole_weights(objective, keep=main)
         if main:
-            write_checkpoint(self.start, objective, weights, self.output, form_of(objective))
+            write_checkpoint(self.start, objective, weights, self.output, form_of(self.start, objective))
 
     def _draw(self) -> None:
         try:

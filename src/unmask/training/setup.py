@@ -10,12 +10,13 @@ import torch
 
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import empty_model, load_weights, new_model
-from unmask.models.config import ModelConfig
+from unmask.models.config import ModelConfig, family_name
 from unmask.models.families import resolve
 from unmask.models.hub import read_json, read_json_if_there, read_tokenizer_facts, resolve_source
 from unmask.models.network import Network
 from unmask.training.config import TrainConfig
 from unmask.training.mask import Mask, find_mask, grown, mean_row, needs_mask, with_rows
+from unmask.training.recipes import make_recipe
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -63,8 +64,10 @@ class Start:
         source = Path(config.model or Path(config.init or "") / "config.json")
         if not source.is_file():
             raise UnmaskError(f"there is no {source}")
-        # Some changes only rename (architecture, block size); those of the shape would not fit the weights.
-        source_json = {**read_json(source), **config.config_changes}
+        stated = {**read_json(source), **config.config_changes}
+        renamed = make_recipe(config.recipe, mask_id=0).published_as(family_name(stated))
+        # These only rename (architecture, block size); changes of the shape would not fit the weights.
+        source_json = {**stated, **renamed, **config.config_changes}
         tokens = None if config.tokenizer is None else Path(config.tokenizer)
         tokenizer = None if tokens is None else load_tokenizer(tokens)
         folder = None if config.init is None else Path(config.init)
@@ -83,6 +86,13 @@ class Start:
     def folder(self) -> Path | None:
         """The checkpoint that the run starts from, None for one that trains from nothing."""
         return None if self.config.init is None else Path(self.config.init)
+
+    @property
+    def renamed(self) -> bool:
+        """Whether the trained model is of another class than the checkpoint it starts from."""
+        if self.folder is None:
+            return False
+        return family_name(read_json(self.folder / "config.json")) != family_name(self.config_json)
 
     @property
     def generation_json(self) -> dict[str, Any] | None:

@@ -184,6 +184,18 @@ class Recipe(ABC):
     def decoder(self) -> dict[str, Any]:
         """How the trained model is decoded: `method` and its options, as `LM.generate` takes them."""
 
+    def published_as(self, family: str) -> dict[str, Any]:
+        """What config.json is to say of the trained model, so that its decoder takes it.
+
+        Args:
+            family: of the model the run starts from (`families.TABLE`).
+
+        Returns:
+            Entries that replace its own; none where it stays what it is, or the weights would not fit another class.
+        """
+        del family
+        return {}
+
     @abstractmethod
     def views(self, batch: Batch, noise: Noise) -> View:
         """What the network sees of these rows."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from unmask.errors import UnmaskError, unknown
 from unmask.training.noise import Noise
 from unmask.training.recipes.base import Batch, Recipe, Stage, Supervised, Terms, View, cross_entropy, learnt
-from unmask.training.recipes.doubled import complemented, doubled_view
+from unmask.training.recipes.doubled import as_fast_dllm_v2, complemented, doubled_view
 from unmask.training.states import Models
 from unmask.training.times import even_uniform
 
@@ -87,6 +87,13 @@ class BlockDiffusion(Recipe):
     @property
     def decoder(self) -> dict[str, Any]:
         return {"method": "fast_dllm_v2" if self.shift else "block_diffusion", "block_size": self.block_size}
+
+    def published_as(self, family: str) -> dict[str, Any]:
+        if self.shift:
+            return as_fast_dllm_v2(family, self.block_size)
+        if family not in ("qwen3", "sdar"):
+            return {}
+        return {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "block_size": self.block_size}
 
     def views(self, batch: Batch, noise: Noise) -> View:
         t_BL = self.times(batch, noise)

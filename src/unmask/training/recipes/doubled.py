@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unmask.layout import Layout, doubled, doubled_rows
 from unmask.training.recipes.base import IGNORE, Batch, View, previous_row_targets, same_row_targets
+
+
+def as_fast_dllm_v2(family: str, block: int) -> dict[str, Any]:
+    """`Recipe.published_as` of a model that is decoded in blocks with token shift: weights as of Qwen2."""
+    if family not in ("qwen2", "fast-dllm-v2"):
+        return {}
+    return {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": block}
 
 
 def doubled_view(

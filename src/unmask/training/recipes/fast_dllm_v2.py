@@ -24,7 +24,7 @@ from torch import Tensor
 from unmask.errors import UnmaskError, unknown
 from unmask.training.noise import Noise
 from unmask.training.recipes.base import IGNORE, Batch, Recipe, View, previous_row_targets
-from unmask.training.recipes.doubled import complemented, doubled_view
+from unmask.training.recipes.doubled import as_fast_dllm_v2, complemented, doubled_view
 
 Weight = Literal["one", "inverse"]
 _LEVEL, _TOKEN = 1, 2
@@ -61,6 +61,9 @@ class FastDllmV2(Recipe):
     @property
     def decoder(self) -> dict[str, Any]:
         return {"method": "fast_dllm_v2", "block_size": self.block_size}
+
+    def published_as(self, family: str) -> dict[str, Any]:
+        return as_fast_dllm_v2(family, self.block_size)
 
     def views(self, batch: Batch, noise: Noise) -> View:
         p_BL = self.mask_probability(batch, noise)

@@ -80,6 +80,9 @@ class Masked(Recipe):
     def decoder(self) -> dict[str, Any]:
         return {"method": "masked"}
 
+    def published_as(self, family: str) -> dict[str, Any]:
+        return {"architectures": ["DreamModel"], "model_type": "Dream"} if self.shift and family == "qwen2" else {}
+
     def views(self, batch: Batch, noise: Noise) -> View:
         if self.stage == "pretrain" and self.random_length:
             batch = self.shortened(batch, noise)

@@ -70,6 +70,12 @@ class WeDlm(Recipe):
     def decoder(self) -> dict[str, Any]:
         return {"method": "wedlm"}
 
+    def published_as(self, family: str) -> dict[str, Any]:
+        if family not in ("qwen2", "qwen3"):
+            return {}
+        own = {"architectures": ["WeDLMForCausalLM"], "model_type": "wedlm"}
+        return {**own, "attention_bias": family == "qwen2", "qk_norm": family == "qwen3"}
+
     def views(self, batch: Batch, noise: Noise) -> View:
         ratio = self.ratios(batch, noise)
         return self.views_of(batch, self.masks(batch, noise, ratio), ratio)
