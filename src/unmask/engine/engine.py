@@ -53,7 +53,8 @@ PACKED = 0.9
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a step left, on its way to the host, and whose rows it was: requests with their attempts, by row."""
+    """What a step or a prefill left, on its way to the host, and whose rows it was: requests with their attempts, by
+    row."""
 
     mirror: Mirror
     rows: list[tuple[Request, int]]
@@ -209,6 +210,12 @@ class Engine:
         for entered in self.prefills.run(self.scheduler.next_prefill()):
             row = self.scheduler.started(entered.request)
             self.batch.put(row, entered.state, entered.status, entered.table)
+            if len(self.widths) > 1:
+                named = [(entered.request, entered.request.attempt)]
+                self._flight.append(_Seen(Mirror(status=entered.status), named))
+        # A row of which nothing is known would make the step as wide as any can be.
+        while len(self.widths) > 1 and any(r not in self._need for r in self.scheduler.running):
+            self._take(self._flight.popleft())
         if self.scheduler.running:
             self._decode()
 
@@ -229,7 +236,7 @@ class Engine:
         that need more columns sit out, but not more often than `PATIENCE` times in a row."""
         if len(self.widths) == 1:
             return self.widths[0], None
-        need = {r: self._need.get(r, self.widths[-1]) for r in self.scheduler.running}
+        need = {r: self._need[r] for r in self.scheduler.running}
         tokens = {w: self._tokens(rows, w, sum(n for n in need.values() if n <= w)) for w in self.widths}
         if any(self._passed.get(r, 0) >= PATIENCE for r in need):
             width = next(w for w in self.widths if w >= max(need.values()))
@@ -250,14 +257,7 @@ class Engine:
     def _look(self, wait: bool) -> None:
         """Takes in what has arrived of earlier steps; waits for those that are too long ago, or for any if `wait`."""
         while self._flight and (wait or len(self._flight) >= self._lag or self._flight[0].mirror.ready()):
-            seen = self._flight.popleft()
-            seen.mirror.wait()
-            status = seen.mirror["status"].tolist()
-            for row, ((request, attempt), values) in enumerate(zip(seen.rows, status)):
-                if request.status is Status.RUNNING and request.attempt == attempt:
-                    if request in self._feeders and not values[steps.DONE]:
-                        self._feed(request, seen.mirror["canvas"][row], seen.mirror["open"][row])
-                    self._update(request, values)
+            self._take(self._flight.popleft())
         while self._leaving and (wait or self._leaving[0][1].ready()):
             request, mirror = self._leaving.popleft()
             mirror.wait()
@@ -265,6 +265,16 @@ class Engine:
             if request in self._feeders:
                 self._feed(request, mirror["canvas"], mirror["open"], done=True)
                 del self._feeders[request]
+
+    def _take(self, seen: _Seen) -> None:
+        """Takes in what a step or a prefill left; waits for it."""
+        seen.mirror.wait()
+        status = seen.mirror["status"].tolist()
+        for row, ((request, attempt), values) in enumerate(zip(seen.rows, status)):
+            if request.status is Status.RUNNING and request.attempt == attempt:
+                if request in self._feeders and "canvas" in seen.mirror and not values[steps.DONE]:
+                    self._feed(request, seen.mirror["canvas"][row], seen.mirror["open"][row])
+                self._update(request, values)
 
     def _feed(self, request: Request, canvas: Tensor, is_open: Tensor, done: bool = False) -> None:
         """Gives a streamer the row [N] up to its first decided end token, or to the end of its text."""

@@ -30,6 +30,9 @@ class Mirror:
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
 
 def _host_copy(x: Tensor) -> Tensor:
     if not x.is_cuda:
