@@ -19,7 +19,6 @@ from unmask.training.log import read_log
 from unmask.training.loop import run
 
 DIFFUSION = {"name": "fast_dllm_v2", "block_size": 16, "clean_weight": 1.0}
-BLOCKS = {"architectures": ["Fast_dLLM_QwenForCausalLM"], "model_type": "Fast_dLLM_Qwen", "bd_size": 16}
 
 
 def losses(config):
@@ -36,7 +35,7 @@ def weights(config):
 
 @pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
 def test_two_processes_give_the_losses_of_one(tiny, shard):
-    same = {"recipe": DIFFUSION, "config_changes": BLOCKS, "decode_problems": 3, "decode_tokens": 8}
+    same = {"recipe": DIFFUSION, "decode_problems": 3, "decode_tokens": 8}
     one, two = tiny("one", steps=2, **same), tiny("two", steps=2, **same, shard=shard, rows_per_forward=1)
     run(one)
     together(2, lambda: run(two))
@@ -82,7 +81,7 @@ def test_adapters_and_a_new_mask_row_in_two_processes_are_those_of_one(tiny, tmp
     tokens = str(without_mask(tmp_path / "tokenizer"))
     base = tiny("base", steps=2, tokenizer=tokens)
     run(base)
-    same = {"model": None, "init": base.output, "tokenizer": tokens, "config_changes": BLOCKS, "ema": 0.5}
+    same = {"model": None, "init": base.output, "tokenizer": tokens, "ema": 0.5}
     same |= {"recipe": DIFFUSION, "lora": {"rank": 4, "alpha": 16}, "rows_per_forward": 2, "learning_rate": 0.02}
     one, two = tiny("one", **same), tiny("two", shard=shard, decode_problems=2, decode_tokens=16, **same)
     run(one)

@@ -31,14 +31,18 @@ def logits_of(model: Network, window: Window, forward: Forward) -> Tensor:
         attend = window(forward.layout, forward.visible, forward.store)
         if forward.blend is None:
             return model(forward.tokens, positions, attend, rows)
-        mixed = model.embed(forward.tokens) + forward.blend.to(model.dtype)
-        return model(forward.tokens, positions, attend, rows, mixed)
+        return model(forward.tokens, positions, attend, rows, blended(model, forward.tokens, forward.blend))
     # Both views of a row share layout and length; guidance is defined without a cache alone.
     twice = forward.layout.map(lambda x: torch.cat([x, x]))
     attend = window(twice, torch.cat([forward.visible] * 2), torch.cat([forward.store] * 2))
     both = model(torch.cat([forward.tokens, forward.guide]), twice.positions, attend, torch.cat([rows, rows]))
     with_prompt, without = both.float().chunk(2)
     return without + (1 + forward.guide_scale) * (with_prompt - without)
+
+
+def blended(model: Network, tokens: Tensor, blend: Tensor) -> Tensor:
+    """Input embeddings [B, W, C] of tokens with a blend (`Forward.blend`) in them."""
+    return model.embed(tokens) + blend.to(model.dtype)
 
 
 def with_carry(logits: Tensor, forward: Forward) -> Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unmask.decoding.evaluate import Scorer, Window, logits_of, scores_of, with_carry
+from unmask.decoding.evaluate import Scorer, Window, blended, logits_of, scores_of, with_carry
 from unmask.decoding.forward import KINDS, Forward, State
 from unmask.decoding.method import Method
 from unmask.decoding.sampling import Scores, score
@@ -106,7 +106,7 @@ class Parts:
         rows_1R = (packed.start_B[:, None] + forward.rows.clamp(min=0)).clamp(max=tokens - 1).flatten()[None]
         mixed = None
         if forward.blend is not None:
-            mixed = packed.take(self.model.embed(forward.tokens) + forward.blend.to(self.model.dtype))
+            mixed = packed.take(blended(self.model, forward.tokens, forward.blend))
         given = (packed.take(forward.tokens), packed.take(forward.layout.positions), attend)
         return self.model(*given, rows_1R, mixed).view(*forward.rows.shape, -1)
 

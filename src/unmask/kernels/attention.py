@@ -86,7 +86,7 @@ def attend(
         order_BW,
         lane_BW,
         segment_BW,
-        *(packed or (clear_B, seen_B)),
+        *(packed or (clear_B, seen_B)),  # pointers that no program follows
         size**-0.5 * LOG2_E,
         width,
         kv_heads,
@@ -111,22 +111,28 @@ def attend(
         **overlapped(q_BWHD.is_cuda),
     )
     if splits > 1:
-        queries, block_s = tokens * heads, triton.next_power_of_2(splits)
-        block_q = max(1, min(16, 4096 // (block_s * block_d), triton.next_power_of_2(queries // (4 * PROCESSORS))))
-        _merge[(triton.cdiv(queries, block_q),)](
-            part,
-            lse,
-            out_BWHD,
-            queries,
-            splits,
-            SIZE=size,
-            BLOCK_Q=block_q,
-            BLOCK_S=block_s,
-            BLOCK_D=block_d,
-            num_warps=max(1, min(4, block_q * block_s * block_d // 512)),
-            **overlapped(q_BWHD.is_cuda),
-        )
+        _merge_parts(part, lse, out_BWHD)
     return out_BWHD
+
+
+def _merge_parts(part: Tensor, lse: Tensor, out: Tensor) -> None:
+    """Parts [queries, splits, D] with their softmax sums [queries, splits] into `out`, whose queries are as many."""
+    queries, splits, size = part.shape
+    block_s, block_d = triton.next_power_of_2(splits), max(16, triton.next_power_of_2(size))
+    block_q = max(1, min(16, 4096 // (block_s * block_d), triton.next_power_of_2(queries // (4 * PROCESSORS))))
+    _merge[(triton.cdiv(queries, block_q),)](
+        part,
+        lse,
+        out,
+        queries,
+        splits,
+        SIZE=size,
+        BLOCK_Q=block_q,
+        BLOCK_S=block_s,
+        BLOCK_D=block_d,
+        num_warps=max(1, min(4, block_q * block_s * block_d // 512)),
+        **overlapped(out.is_cuda),
+    )
 
 
 @triton.jit(do_not_specialize=["width", "kv_heads", "pages"])
