@@ -56,13 +56,14 @@ def test_the_command_writes_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(roofline.SIZES, "cpu", (1 << 20, 64))
     file = tmp_path / "train.json"
     short = ["--row-tokens", "64", "--rows", "2", "--per-row", "2", "--steps", "2", "--precision", "fp32"]
-    more = ["--set", "block_size=16", "--device", "cpu", "--out", str(file)]
+    more = ["--set", "block_size=16", "--device", "cpu", "--out", str(file), "--kernels"]
     done = CliRunner().invoke(app, ["bench", "train", tiny_config(), *short, *more])
     assert done.exit_code == 0, done.output
     kept = results.read(file)
     assert kept["bench"] == "train" and kept["asked"]["recipe"] == "fast_dllm_v2"
     assert json.loads(done.stdout.splitlines()[-1]) == results.summary(kept)
     assert done.stdout.splitlines()[1].split()[:2] == ["processes", "ms"]
+    assert any("backward" in kernel["name"] for kernel in kept["results"][0]["kernels"])
     for arguments, message in [
         (["--recipe", "fast_dllm"], "did you mean 'fast_dllm_v2'"),
         (["--precision", "fp16"], "unknown precision 'fp16'"),

@@ -55,6 +55,17 @@ def test_step(shape: str, tmp_path: Path) -> None:
     assert (kept["bench"], kept["weights"], kept["device_type"]) == ("step", "random", "cpu")
 
 
+def test_a_step_kernel_by_kernel(shape: str, tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    short = ["--shapes", "1x2", "--context", "16", "--steps", "2"]
+    result = run("bench", "step", shape, *short, "--kernels", "--out", str(file), *CPU)
+    (kept,) = results.read(file)["results"]
+    times = [kernel["microseconds"] for kernel in kept["kernels"]]
+    assert times == sorted(times, reverse=True) and all(kernel["calls"] > 0 for kernel in kept["kernels"])
+    assert f"{sum(times):.0f} microseconds in " in result.stderr and kept["kernels"][0]["name"] in result.stderr
+    assert "kernels" not in json.loads(result.stdout.splitlines()[-1])["results"][0]
+
+
 def test_throughput_marks_what_is_replayed(shape: str, tmp_path: Path) -> None:
     file = tmp_path / "rates.json"
     asked = ["--methods", "d2f:block_size=16,max_active_blocks=2,autoregressive", "--batch", "1,2", *SHORT]

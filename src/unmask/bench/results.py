@@ -44,7 +44,7 @@ ASKED = {
     "train": training.ASKED,
 }
 """Fields of `asked`."""
-RAW = ("walls", "gpus", "ttfts", "shapes")
+RAW = ("walls", "gpus", "ttfts", "shapes", "kernels")
 """Lists of an entry that stand in files alone."""
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from unmask.bench.kernels import by_kernel
 from unmask.bench.roofline import Ceilings, work
 from unmask.decoding.method import round_up
 from unmask.engine.batch import Used
@@ -71,6 +72,7 @@ class StepTime:
         floor, bound: the time below which no step falls, and what it comes from.
         bytes, operations: what the floor counts.
         walls, gpus: all single steps. A wall time is that from one launch to the next, which the host may be ahead of.
+        kernels: see `bench.kernels`; None where nobody asked.
     """
 
     batch: int
@@ -86,6 +88,7 @@ class StepTime:
     operations: float
     walls: list[float]
     gpus: list[float] | None
+    kernels: list[dict[str, Any]] | None = None
 
     @property
     def ratio(self) -> float:
@@ -94,7 +97,8 @@ class StepTime:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"ratio": round(self.ratio, 4)}
+        own = asdict(self) | {"ratio": round(self.ratio, 4)}
+        return {name: value for name, value in own.items() if name != "kernels" or value is not None}
 
 
 class Timed:
@@ -184,13 +188,22 @@ def engine_for(lm: LM, batch: int, window: int, context: int, steps: int, **more
 
 
 def measure(
-    lm: LM, can: Ceilings, batch: int, window: int, *, context: int = 1024, steps: int = 200, **more: Any
+    lm: LM,
+    can: Ceilings,
+    batch: int,
+    window: int,
+    *,
+    context: int = 1024,
+    steps: int = 200,
+    kernels: bool = False,
+    **more: Any,
 ) -> StepTime:
     """Times `steps` steps of a full batch.
 
     Args:
         lm: its family must be one that both methods work with (a model without end tokens, or rows may end).
         can: the device's ceilings, measured in the same run.
+        kernels: then look at some more steps kernel by kernel.
         more: further arguments of the engine.
     """
     config = lm.model.config
@@ -208,4 +221,6 @@ def measure(
     gpus = timer.milliseconds()
     wall, gpu = sum(walls) / steps, None if gpus is None else sum(gpus) / steps
     facts = (wall, gpu, host_share(wall, gpu), need.floor(can) * 1000, need.bound(can))
-    return StepTime(batch, window, context, steps, *facts, need.bytes, need.operations + need.operations8, walls, gpus)
+    found = by_kernel(engine.step, SPARE // 2, engine.device) if kernels else None
+    operations = need.operations + need.operations8
+    return StepTime(batch, window, context, steps, *facts, need.bytes, operations, walls, gpus, found)

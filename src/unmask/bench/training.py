@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unmask.bench.kernels import by_kernel
 from unmask.bench.roofline import Ceilings
 from unmask.errors import UnmaskError
 from unmask.layout import PAD, Layout, visible
@@ -132,7 +133,9 @@ class Timing:
         }
 
 
-def measure(lm: LM, config: TrainConfig, ranks: Ranks, can: Ceilings, *, steps: int, per_row: int) -> dict[str, Any]:
+def measure(
+    lm: LM, config: TrainConfig, ranks: Ranks, can: Ceilings, *, steps: int, per_row: int, kernels: bool = False
+) -> dict[str, Any]:
     """Times updates of a recipe.
 
     Args:
@@ -141,6 +144,10 @@ def measure(lm: LM, config: TrainConfig, ranks: Ranks, can: Ceilings, *, steps: 
         can: of the device, in the dtype in which matrices are multiplied.
         steps: updates that are timed.
         per_row: samples in each row, of different lengths.
+        kernels: then look at some more updates kernel by kernel (`bench.kernels`).
+
+    Returns:
+        `Timing.as_dict`, and `kernels` if they were asked for.
 
     Raises:
         UnmaskError: a network that MFU is not defined for, or rows too short for so many samples.
@@ -168,7 +175,11 @@ def measure(lm: LM, config: TrainConfig, ranks: Ranks, can: Ceilings, *, steps: 
     peak_bytes = torch.cuda.max_memory_allocated(ranks.device) if ranks.device.type == "cuda" else None
     work = _work(seen, source, sizes, lm.model.count_parameters(), ranks)
     peak = peak_of(ranks.device) if config.precision == "bf16" else None
-    return Timing(work, _walls(marks), ranks.count, peak, can.product, peak_bytes).as_dict()
+    timing = Timing(work, _walls(marks), ranks.count, peak, can.product, peak_bytes).as_dict()
+    if kernels:
+        timing["kernels"] = by_kernel(lambda: trainer.update(seen[-1], config.learning_rate), 2, ranks.device)
+        trainer.guard.settle()
+    return timing
 
 
 def peak_of(device: torch.device) -> float | None:

@@ -59,6 +59,9 @@ CompileOpt = Annotated[
 SpeedDeviceOpt = Annotated[
     str | None, typer.Option("--device", help="cuda, cuda:1, or cpu for the engine's plain form; default: cuda.")
 ]
+KernelsOpt = Annotated[
+    bool, typer.Option("--kernels", help="Afterwards look at some more kernel by kernel, and say where time goes.")
+]
 OutOpt = Annotated[Path | None, typer.Option("--out", help="Where the raw results go (JSON).")]
 BatchOpt = Annotated[str, typer.Option(metavar="N,N,...", help="Rows decoded together.")]
 
@@ -83,6 +86,7 @@ def step(
     ] = "1x1,1x32,1x128,8x32,32x8,8x128,32x32,32x128",
     context: Annotated[int, typer.Option(min=1, help="Prompt tokens of each row, cached before the steps.")] = 1024,
     steps: Annotated[int, typer.Option(min=1, help="How many are timed for each shape.")] = 200,
+    kernels: KernelsOpt = False,
     quantise: QuantiseOpt = None,
     tune: TuneOpt = True,
     compile: CompileOpt = None,
@@ -120,7 +124,8 @@ def step(
     for batch, window in pairs:
         free_memory(at)
         with enough_memory(f"{on} for {batch}x{window}"):
-            found = measure(subject.lm(), can, batch, window, context=context, steps=steps, **subject.engine)
+            asked = {"context": context, "steps": steps, "kernels": kernels}
+            found = measure(subject.lm(), can, batch, window, **asked, **subject.engine)
         report.add(found.as_dict(), step_row(found))
     report.close((0, 4), FLOOR)
 

@@ -60,6 +60,13 @@ class Report:
         self.save()
         if not self.out.json:
             self.out.note(", ".join(f"{head} {cell}" for head, cell in zip(self.rows[0], row) if cell))
+            self._note_kernels(entry)
+
+    def _note_kernels(self, entry: dict[str, Any]) -> None:
+        from unmask.bench.kernels import table
+
+        for line in table(entry["kernels"]) if "kernels" in entry else ():
+            self.out.note(line)
 
     def save(self) -> None:
         """Writes what there is."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unmask.cli.bench_parts import enough_memory
-from unmask.cli.bench_speed import OutOpt, ShapeArg
+from unmask.cli.bench_speed import KernelsOpt, OutOpt, ShapeArg
 from unmask.cli.bench_tables import GIB, Report, shown
 from unmask.cli.loading import load
 from unmask.cli.options import JsonOpt
@@ -42,6 +42,7 @@ def train(
     ] = None,
     per_row: Annotated[int, typer.Option(min=1, help="Samples packed into a row.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Updates that are timed.")] = 20,
+    kernels: KernelsOpt = False,
     precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     attention: Annotated[str | None, typer.Option(help="flex or dense; default: flex on a GPU.")] = None,
     compile: Annotated[bool | None, typer.Option(help="Compile the layers; default: on a GPU.")] = None,
@@ -74,7 +75,7 @@ def train(
         "recompute": recompute,
         "shard": shard,
     }
-    data = _measured(model, out, asked, set_ or [])
+    data = _measured(model, out, asked, set_ or [], kernels)
     if data is None:
         return
     about = f"{recipe}, {rows} rows of {row_tokens} tokens, {precision}, {asked['attention']}"
@@ -100,7 +101,9 @@ def _on_gpu(device: str | None) -> bool:
     return True
 
 
-def _measured(model: str, out: Output, asked: dict[str, Any], options: list[str]) -> dict[str, Any] | None:
+def _measured(
+    model: str, out: Output, asked: dict[str, Any], options: list[str], kernels: bool
+) -> dict[str, Any] | None:
     """The result, None in all processes but the first."""
     import torch
 
@@ -121,7 +124,8 @@ def _measured(model: str, out: Output, asked: dict[str, Any], options: list[str]
         can = roofline.ceilings(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
         data = results.head("train", lm, model, random=random, engine={}, asked=asked)
         data["ceilings"] = can.as_dict()
-        data["results"] = [measure(lm, config, ranks, can, steps=asked["steps"], per_row=asked["per_row"])]
+        more = {"steps": asked["steps"], "per_row": asked["per_row"], "kernels": kernels}
+        data["results"] = [measure(lm, config, ranks, can, **more)]
     return data if ranks.main else None
 
 
