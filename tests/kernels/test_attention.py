@@ -12,8 +12,11 @@ from unmask.attention.paged import PagedView, paged_attention, paged_reference, 
 from unmask.layout import PAD, Layout, visible
 
 pytest.importorskip("triton")
+from unmask.cache.paged import PagedCache
+from unmask.engine import tuning
+from unmask.kernels import attention
 from unmask.kernels.attention import attend
-from unmask.kernels.tiling import Tiling, choose
+from unmask.kernels.tiling import Shape, Tiling, candidates, choose
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -213,7 +216,7 @@ def test_tilings_follow_the_shape():
     """Qwen2.5-7B, 1024 slots: few tiles are split until the GPU is full, many are large and whole."""
 
     def of(rows: int, width: int) -> Tiling:
-        return choose(rows, width, 28, 4, 128, 1024 + width, 2)
+        return choose(Shape(rows, width, 28, 4, 128, 1024 + width, 2))
 
     assert of(1, 1).splits > 8
     assert of(32, 1).splits == 1
@@ -225,6 +228,40 @@ def test_tilings_follow_the_shape():
             tiles = rows * 4 * -(-width * 7 // tiling.block_m)
             assert tiling.splits == 1 or tiles * tiling.splits <= 132
             assert tiling.splits <= 17 + -(-width // tiling.block_n) + 1
+
+
+def test_candidates_are_few_and_begin_with_the_choice():
+    for rows, width, packed in [(1, 1, None), (8, 32, None), (32, 8, None), (8, 32, 96), (64, 32, None)]:
+        shape = Shape(rows, width, 28, 4, 128, 1280, 2, packed=packed)
+        found = candidates(shape)
+        assert found[0] == choose(shape) and 1 < len(found) <= 7 and len(set(found)) == len(found)
+        assert all(1 <= tiling.splits <= shape.most(tiling.block_n) for tiling in found)
+    assert any(tiling.block_m == 128 and tiling.splits > 1 for tiling in candidates(Shape(8, 32, 28, 4, 128, 1280, 2)))
+    whole = Shape(8, 32, 28, 4, 128, 1280, 4)
+    assert candidates(whole) == [choose(whole)]
+
+
+@pytest.mark.parametrize("pages", [0, 5])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_fastest_tiling_measured_is_taken(device, packed, pages, monkeypatch):
+    def took(calls):
+        assert all(bool(call().isfinite().all()) for call in calls)
+        return next(times)
+
+    times = iter(range(9, 0, -1))  # the last one tried is the fastest
+    monkeypatch.setattr(tuning, "microseconds", took)
+    monkeypatch.setattr(attention, "fastest", {})
+    cache = PagedCache(2, pages, 16, 1, 16, device=device, dtype=torch.float16)
+    rows, width, per_row = 3, 20, 2
+    tokens = 33 if packed else rows * width
+    measured = tuning.tune_attention(cache, 4, rows, width, tokens, per_row)
+    ((shape, tiling),) = attention.fastest.items()
+    assert list(measured) == candidates(shape) and tiling == candidates(shape)[-1] != choose(shape)
+    assert not tuning.tune_attention(cache, 4, rows, width, tokens, per_row)
+    monkeypatch.setattr(attention, "choose", None)
+    case = make(0, device, rows=rows, width=width, group=4, pages=per_row, dtype=torch.float16)
+    if not packed:
+        assert error(case, run(case)) < TOLERANCE[torch.float16]
 
 
 SHAPES = [(1, 1), (8, 1), (32, 1), (128, 1), (1, 32), (1, 128), (8, 32), (32, 8), (32, 32), (8, 128), (2, 512)]

@@ -33,6 +33,7 @@ from unmask.engine.prefill import Prefills
 from unmask.engine.request import Request, Status
 from unmask.engine.runner import Runner
 from unmask.engine.scheduler import Move, Scheduler
+from unmask.engine.tuning import tune_attention
 from unmask.errors import UnmaskError
 from unmask.kernels import runs_kernels
 from unmask.streaming import RowFeeder, Streamer
@@ -329,8 +330,10 @@ class Engine:
         return state
 
     def _tune(self, rows: int, width: int, tokens: int) -> None:
-        if isinstance(self.parts.model, FusedTransformer):
+        if isinstance(self.parts.model, FusedTransformer) and self.device.type == "cuda":
             self.parts.model.tune([tokens], [rows * min(self._asked, width)])
+            heads, per_row = self.lm.model.config.num_heads, self.batch.table.shape[1]
+            tune_attention(self.parts.cache, heads, rows, width, tokens, per_row)
 
     def _keys(self, prompt: list[int], columns: int, grain: int) -> tuple[bytes, ...]:
         """Names of the prompt's pages. What has to be run again for its logits is left out where prompts can be cut."""

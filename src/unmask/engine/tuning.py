@@ -1,4 +1,5 @@
-"""Which way each projection is done, measured on the card at hand before any step is captured.
+"""Which way each projection is done and how attention is cut into tiles, measured on the card at hand before any step
+is captured.
 
 Layers of equal shape are measured together, one after the other inside a CUDA graph, as a forward runs them: so no
 weight is still in the L2 cache when its turn comes again. Afterwards nothing changes any more.
@@ -9,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way
+
+if TYPE_CHECKING:
+    from unmask.cache.paged import PagedCache
+    from unmask.kernels.tiling import Tiling
 
 LONGEST = 256  # tokens for which the kernels are tried: beyond, arithmetic rules and the library is made for it
 SCALED_FROM = 65  # tokens from which they may be rounded to float8
@@ -163,6 +169,57 @@ def tune(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Timing
 
 
 _measured: dict[object, Timing] = {}
+
+
+def tune_attention(
+    cache: PagedCache, heads: int, rows: int, width: int, tokens: int, per_row: int
+) -> dict[Tiling, float]:
+    """Measures the tilings of attention for steps of one shape, on a GPU, and keeps the fastest for this process. Rows
+    have three quarters of their pages full; layers take turns, so that none finds its keys in the L2 cache.
+
+    Args:
+        cache: what is in it is read, and matters to nobody.
+        heads, rows, width, tokens: of a step; fewer tokens than rows * width are packed.
+        per_row: pages of a row.
+
+    Returns:
+        Microseconds of a layer for each tiling tried; nothing where it was measured before or there is no choice.
+    """
+    from unmask.kernels.attention import attend, fastest
+    from unmask.kernels.tiling import Shape, candidates, processors
+
+    (layers, _, kv_heads, size), slots = cache.keys.shape, per_row * cache.page_size
+    device, dtype = cache.keys.device, cache.keys.dtype
+    packed = tokens if tokens < rows * width else None
+    shape = Shape(rows, width, heads, kv_heads, size, slots, dtype.itemsize, processors(device), packed)
+    tilings = candidates(shape)
+    if shape in fastest or len(tilings) == 1:
+        return {}
+
+    def integers(*sizes: int, value: int = 0) -> Tensor:
+        return torch.full(sizes, value, dtype=torch.int32, device=device)
+
+    pages = cache.keys.shape[1] // cache.page_size - 1
+    table = torch.arange(rows * per_row, device=device).remainder(max(pages, 1)).add(min(pages, 1))
+    seen = integers(rows, value=3 * slots // 4 if pages else 0)
+    readable = (torch.arange(slots, device=device) < seen[:, None]).int()
+    starts = None
+    if packed is not None:
+        ends = torch.arange(1, rows + 1, device=device) * tokens // rows
+        starts = (ends.roll(1).int(), ends.diff(prepend=ends.new_zeros(1)).int())
+        starts[0][0] = 0
+    shapes = (rows, width) if packed is None else (1, tokens)
+    mixed = torch.randn(*shapes, heads + 2 * kv_heads, size, device=device, dtype=dtype)
+    q, k, v = mixed.split([heads, kv_heads, kv_heads], 2)
+    zero = integers(rows, width)  # order, lane and segment: each token of a window sees all others
+    rest = (table.int().view(rows, per_row), cache.page_size, seen, seen, readable, zero, zero, zero, starts)
+
+    def call(layer: int, tiling: Tiling) -> Callable[[], Tensor]:
+        return lambda: attend(q, k, v, cache.keys[layer], cache.values[layer], *rest, tiling)
+
+    times = {tiling: microseconds([call(layer, tiling) for layer in range(layers)]) for tiling in tilings}
+    fastest[shape] = min(times, key=lambda tiling: times[tiling])
+    return times
 
 
 def _measure(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Timing:

@@ -20,13 +20,16 @@ import triton.language as tl
 from torch import Tensor
 
 from unmask.kernels.overlap import follow, overlapped
-from unmask.kernels.tiling import PROCESSORS, Tiling, choose, processors
+from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, choose, processors
 from unmask.layout import PAD
 
 _PAD = tl.constexpr(PAD)
 _LOWEST = tl.constexpr(-(2**31))
 _SCAN = tl.constexpr(1024)
 LOG2_E = 1.4426950408889634
+
+fastest: dict[Shape, Tiling] = {}
+"""Of the shapes that were measured (`engine.tuning.tune_attention`)."""
 
 
 def attend(
@@ -55,7 +58,7 @@ def attend(
             contiguous, int32.
         packed: where the tokens of each row begin and how many there are, int32 [B]; queries, keys and values are then
             [1, M, ...], the result too, which is void where no row has a token.
-        tiling: None: `choose`.
+        tiling: None: the fastest one measured, else `choose`.
     """
     _, _, heads, size = q_BWHD.shape
     (rows, width), tokens = order_BW.shape, q_BWHD.shape[0] * q_BWHD.shape[1]
@@ -63,8 +66,9 @@ def attend(
     group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(size))
     device = q_BWHD.device
     if tiling is None:
-        shape = rows, width, heads, kv_heads, size, slots, q_BWHD.element_size()
-        tiling = choose(*shape, processors(device), None if packed is None else tokens)
+        item, packs = q_BWHD.element_size(), None if packed is None else tokens
+        shape = Shape(rows, width, heads, kv_heads, size, slots, item, processors(device), packs)
+        tiling = fastest.get(shape) or choose(shape)
     out_BWHD = torch.empty(q_BWHD.shape, dtype=q_BWHD.dtype, device=device)
     splits, part, lse = tiling.splits, out_BWHD, out_BWHD
     if splits > 1:

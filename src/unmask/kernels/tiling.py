@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -27,45 +27,75 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
 
 
-def choose(
-    rows: int,
-    width: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    slots: int,
-    item_size: int,
-    processors: int = PROCESSORS,
-    packed: int | None = None,
-) -> Tiling:
-    """The tiling for a shape: from what is the same at every replay of a captured graph, never from lengths.
+@dataclass(frozen=True)
+class Shape:
+    """What a tiling may depend on: what is the same at every replay of a captured graph, never lengths.
 
     Args:
         rows, width, heads, kv_heads, head_dim: B, W, H, G, D.
         slots: N, the most that a row could read.
         item_size: bytes of an element; 4 means float32, which has no tensor cores and whose tiles must be small.
-        processors: of the GPU; tiles are split until each has one.
+        processors: of the GPU.
         packed: tokens of all rows, where they are packed; `width` is that of the widest row.
     """
-    queries = width * heads // kv_heads
 
-    def tiles(block_m: int) -> int:
-        if packed is None:
-            return rows * kv_heads * triton.cdiv(queries, block_m)
+    rows: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    slots: int
+    item_size: int
+    processors: int = PROCESSORS
+    packed: int | None = None
+
+    @property
+    def queries(self) -> int:
+        """Of a row and a K/V head."""
+        return self.width * self.heads // self.kv_heads
+
+    def tiles(self, block_m: int) -> int:
+        """How many tiles of so many query rows there are."""
+        if self.packed is None:
+            return self.rows * self.kv_heads * triton.cdiv(self.queries, block_m)
         # Rows are of different widths: some that are full, or the last tile of each.
-        return kv_heads * max(rows, triton.cdiv(packed * heads // kv_heads, block_m))
+        return self.kv_heads * max(self.rows, triton.cdiv(self.packed * self.heads // self.kv_heads, block_m))
 
-    few = tiles(128) < processors
-    if item_size > 2:
+    def most(self, block_n: int) -> int:
+        """Into how many parts the keys of a row may be split."""
+        return min(triton.cdiv(self.slots, block_n) + triton.cdiv(self.width, block_n), MAX_SPLITS)
+
+    def splits(self, block_m: int, block_n: int) -> int:
+        """As many parts as give each processor a tile."""
+        return max(1, min(self.processors // self.tiles(block_m), self.most(block_n)))
+
+
+def choose(shape: Shape) -> Tiling:
+    """The tiling of a shape that nobody measured."""
+    few = shape.tiles(128) < shape.processors
+    if shape.item_size > 2:
         block_m, block_n, warps, stages = 16, 16, 4, 2
-    elif queries <= 32:
-        block_m, block_n, warps, stages = (16 if queries <= 16 else 32), 64, 4, 3
-    elif queries <= 64 or few:
+    elif shape.queries <= 32:
+        block_m, block_n, warps, stages = (16 if shape.queries <= 16 else 32), 64, 4, 3
+    elif shape.queries <= 64 or few:
         block_m, block_n, warps, stages = 64, 64, 4, 3
     else:
         block_m, block_n, warps, stages = 128, 64, 8, 3
-    if head_dim > 128:
+    if shape.head_dim > 128:
         block_n = max(16, block_n // 2)
-    blocks = triton.cdiv(slots, block_n) + triton.cdiv(width, block_n)
-    splits = max(1, min(processors // tiles(block_m), blocks, MAX_SPLITS))
-    return Tiling(block_m, block_n, splits, warps, stages)
+    return Tiling(block_m, block_n, shape.splits(block_m, block_n), warps, stages)
+
+
+def candidates(shape: Shape) -> list[Tiling]:
+    """Tilings worth measuring; that of `choose` is the first, and the only one in float32."""
+    first = choose(shape)
+    if shape.item_size > 2:
+        return [first]
+    found = [first]
+    # Smaller tiles fill the GPU, larger ones read keys and values less often.
+    for block_m, warps in ((64, 4), (128, 8)) if shape.queries > 64 else ((first.block_m, first.warps),):
+        once = shape.splits(block_m, first.block_n)
+        for splits in (1, once, 2 * once):
+            if splits <= shape.most(first.block_n):
+                found.append(replace(first, block_m=block_m, warps=warps, splits=splits))
+    return list(dict.fromkeys(found))
