@@ -109,6 +109,14 @@ def test_a_process_sees_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [environment(device, 3)["OMP_NUM_THREADS"] for device in ("cpu", "cuda", "cuda:1")] == ["3", "3", "3"]
+    assert "OMP_NUM_THREADS" not in environment("cuda")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert environment("cuda", 3)["OMP_NUM_THREADS"] == "7"
+
+
 @pytest.mark.slow
 def test_a_job_that_fails_in_its_process_says_why(tmp_path: Path) -> None:
     spec = {"kind": "train", "options": {"recipe": {"name": "autoregressive"}, "output": "x", "init": "x", "stepz": 1}}

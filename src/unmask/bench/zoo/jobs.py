@@ -178,7 +178,8 @@ class Process:
     log: Path
 
     @classmethod
-    def begin(cls, job: Job, device: str) -> Process | Inline:
+    def begin(cls, job: Job, device: str, threads: int | None = None) -> Process | Inline:
+        """Starts a job's process. `threads`: see `environment`."""
         try:
             spec = job.make("cuda" if device.startswith("cuda") else device)
         except UnmaskError as error:
@@ -188,7 +189,7 @@ class Process:
         file.write_text(json.dumps(spec, indent=1) + "\n")
         command = [sys.executable, "-m", "unmask.bench.zoo.work", str(file)]
         with job.log.open("ab") as log:
-            made = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment(device))
+            made = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment(device, threads))
         return cls(made, job.log)
 
     def poll(self) -> str | None:
@@ -206,15 +207,20 @@ class Process:
             self.process.wait()
 
 
-def environment(device: str) -> Mapping[str, str]:
-    """Of a process that is to see this device alone."""
+def environment(device: str, threads: int | None = None) -> Mapping[str, str]:
+    """Of a process that is to see this device alone.
+
+    Args:
+        threads: that it may use on the CPU, unless OMP_NUM_THREADS says it already.
+    """
+    given = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     if device == "cpu":
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        return {**given, **os.environ, "CUDA_VISIBLE_DEVICES": ""}
     kind, _, index = device.partition(":")
     if kind != "cuda" or not index:
-        return os.environ
+        return {**given, **os.environ}
     seen = [i for i in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if i]
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": seen[int(index)] if int(index) < len(seen) else index}
+    return {**given, **os.environ, "CUDA_VISIBLE_DEVICES": seen[int(index)] if int(index) < len(seen) else index}
 
 
 def last_line(log: Path) -> str:

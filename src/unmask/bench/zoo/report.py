@@ -192,7 +192,7 @@ def markdown(result: Mapping[str, Any], within: float = 1.0) -> str:
     Args:
         within: how many percent points below its baseline a setting may be to be shown as a curve's fastest.
     """
-    parts = [f"Measured on {result['device']} at commit {result['commit']}: `{result['command']}`", ""]
+    parts = [f"Measured on {_places(result)}; this table: `{result['command']}`", ""]
     if result["claims"]:
         parts += ["## Claims", "", *_claims(result["claims"]), ""]
     curves = {curve["curve"]: curve for curve in result["curves"]}
@@ -210,6 +210,12 @@ def markdown(result: Mapping[str, Any], within: float = 1.0) -> str:
     if any(not entry["current"] for part in ("stages", "curves") for entry in result[part]):
         parts += [f"{MARK} made by an earlier state of the configs", ""]
     return "\n".join(parts)
+
+
+def _places(result: Mapping[str, Any]) -> str:
+    """Where the points were measured, which need not be where their table was made."""
+    told = [curve for curve in result["curves"] if "device" in curve] or [result]
+    return ", ".join(dict.fromkeys(f"{entry['device']} at commit {entry['commit']}" for entry in told))
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

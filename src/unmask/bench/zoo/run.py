@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +104,12 @@ def zoo(plan: Plan, store: Store, asked: Asked, begin: Begin | None = None) -> t
         if any(curve.name in work.curves for curve in stage.curves)
     ]
     device = asked.devices[0]
+    places = [device for _ in range(max(asked.parallel, 1)) for device in asked.devices]
+    # Each process takes all cores for itself otherwise, and training that waits for them was seen ten times slower.
+    threads = max(1, (os.cpu_count() or 1) // len(places))
     pool = Pool(
-        [device for _ in range(max(asked.parallel, 1)) for device in asked.devices],
-        begin or (Process.begin if asked.parallel else Inline.begin),
+        places,
+        begin or (partial(Process.begin, threads=threads) if asked.parallel else Inline.begin),
         within=asked.within,
         say=asked.say,
         after=lambda name: report.write(store.out / RESULT, report.collect(plan, store, keys, device)),
