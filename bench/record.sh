@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures again what README and docs say of a GPU, one result file each:
-#   bench/record.sh [PART ...]      parts: steps fp8 throughput d2f nano training; none: all of them
+#   bench/record.sh [PART ...]      parts: steps fp8 kernels throughput d2f nano training; none: all
 # GPU (h200) names the files, RESULTS (bench/results) is where they go.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,6 +9,10 @@ seven=fast-dllm-v2-7b
 
 steps() { $unmask bench step $seven --out "$results/engine-step-$gpu.json"; }
 fp8() { $unmask bench step $seven --shapes 1x32 --quantise fp8 --out "$results/engine-step-fp8-$gpu.json"; }
+# Apart from the times, which a profiler that ran may lengthen.
+kernels() {
+    $unmask bench step $seven --shapes 1x32,1x128,8x32,32x8 --steps 20 --kernels --out "$results/engine-kernels-$gpu.json"
+}
 throughput() {
     $unmask bench throughput $seven --methods autoregressive,fast_dllm_v2:sub_block_cache=true \
         --replay fast_dllm_v2=2.64 --batch 1,8,32,64,128 --prefill-tokens 65536 \
@@ -28,10 +32,10 @@ nano() {
 }
 training() {
     $unmask bench train qwen2.5-1.5b --recipe fast_dllm_v2 --row-tokens 2048 --rows 16 --rows-per-forward 2 \
-        --out "$results/training-$gpu.json"
+        --kernels --out "$results/training-$gpu.json"
 }
 
-[ $# -gt 0 ] || set -- steps fp8 throughput d2f nano training
+[ $# -gt 0 ] || set -- steps fp8 kernels throughput d2f nano training
 for part in "$@"; do
     echo "== $part"
     "$part"

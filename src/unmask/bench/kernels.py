@@ -16,7 +16,7 @@ LONGEST = 90
 
 
 def by_kernel(work: Callable[[], object], times: int, device: torch.device) -> list[dict[str, Any]]:
-    """Does `work` so many times under PyTorch's profiler.
+    """Does `work` so many times under PyTorch's profiler. What this process times afterwards may take longer.
 
     Returns:
         Of each kernel (on a CPU, each operation): `name`, `calls` and `microseconds` of one time; the longest first.

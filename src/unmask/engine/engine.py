@@ -77,7 +77,8 @@ class Engine:
         graphs: capture steps as CUDA graphs; None: on a GPU.
         compile: join the small operations of a step by torch.compile (half a minute for each kind of step).
         quantise: "fp8": round the weights of the layers to float8; the eager model then no longer runs.
-        tune: measure which way each matrix product is fastest before a kind of step is captured (seconds each).
+        tune: measure which way each matrix product, and which tiling of attention, is fastest before a kind of step is
+            captured (seconds each).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Figures of a zoo: accuracy against tokens per forward for each task, AUP at the fastest point of each curve.
+"""Figures of a zoo: accuracy against tokens per forward for each task, AUP in the legend.
 
 Tasks of several sorts of problems have a panel for each sort, the grammar one for the excess of its samples.
 """
@@ -46,12 +46,9 @@ def _figure(task: str, curves: Sequence[Mapping[str, Any]], target: Path) -> Non
             if not pairs:
                 continue
             style = "o-" if index < 10 else "s--"
-            area = "" if curve["aup"] is None else f"AUP {curve['aup']:.0f}"
-            look = {"color": f"C{index % 10}", "label": f"{curve['title']} ({area})" if area else curve["title"]}
+            area = "" if curve["aup"] is None else f" (AUP {curve['aup']:.0f})"
+            look = {"color": f"C{index % 10}", "label": curve["title"] + area}
             axis.plot(*zip(*pairs), style, markersize=4, linewidth=1, **look)
-            if label == panels[0][0] and len(pairs) > 1:
-                near = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7, "color": look["color"]}
-                axis.annotate(area, pairs[-1], **near)
         axis.set(xlabel="tokens per forward", ylabel=label)
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(panels) :]:
