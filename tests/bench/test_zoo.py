@@ -228,6 +228,18 @@ def test_one_file_carries_what_was_measured(tmp_path: Path) -> None:
     )
 
 
+def test_a_model_that_is_trained_again_is_measured_again(tmp_path: Path) -> None:
+    plan, other = small_plan(tmp_path / "plan"), tmp_path / "other"
+    made(plan, Store(tmp_path / "out"), only=["fast"])
+    other.mkdir()
+    (other / "zoo.json").write_text((tmp_path / "out" / "zoo.json").read_text())
+    assert made(plan, Store(other), only=["base"])[0].begun == ["base", "measure base"]
+    # What "fast" is was not made there, so that its points are still those of the file.
+    fake, _ = made(plan, Store(other), only=["fast"])
+    assert fake.begun == ["data", "fast", "measure fast"]
+    assert len(fake.specs["measure fast"]["curves"][0]["points"]) == 0
+
+
 def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
     plan, out = small_plan(tmp_path / "plan"), tmp_path / "out"
     (out / "base").mkdir(parents=True)

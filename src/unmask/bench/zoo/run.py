@@ -73,7 +73,8 @@ def todo(plan: Plan, store: Store, asked: Asked) -> Todo:
     for stage in plan.stages.values():
         key = _made_key(store, stage, keys[stage.name], stage.name in making)
         for curve in [c for c in stage.curves if c.name in names] if key is not None else ():
-            there = store.measured(curve, curve_key(curve, plan.tasks[curve.task], str(key)))
+            own = curve_key(curve, plan.tasks[curve.task], str(key))
+            there = [] if stage.name in making else store.measured(curve, own)
             if len(there) < len(curve.over):
                 curves[curve.name] = len(curve.over) - len(there)
     return Todo([stage for name, stage in plan.stages.items() if name in making], curves)

@@ -71,7 +71,8 @@ class Store:
         return found is not None and found["key"] == key
 
     def begin(self, stage: Stage, key: str) -> Path:
-        """The stage's folder, without what was made under another key.
+        """The stage's folder, without what was made under another key. What was measured of a model that is trained
+        again, on another machine perhaps, is dropped: equal options do not make equal weights.
 
         Raises:
             UnmaskError: the folder holds something that no zoo made.
@@ -84,6 +85,10 @@ class Store:
             # Data that were begun under the same key go on where they stopped.
             if found["key"] != key or stage.kind == "train":
                 shutil.rmtree(folder)
+        for curve in stage.curves:
+            self.points_file(curve.name).unlink(missing_ok=True)
+        gone = {curve.name for curve in stage.curves}
+        self.before["curves"] = [entry for entry in self.before.get("curves", []) if entry["curve"] not in gone]
         folder.mkdir(parents=True, exist_ok=True)
         record.write(folder / STAGE, {"stage": stage.name, "key": key, "done": False})
         return folder
