@@ -14,7 +14,7 @@ from unmask.layout import PAD, Layout, visible
 pytest.importorskip("triton")
 from unmask.cache.paged import PagedCache
 from unmask.engine import tuning
-from unmask.kernels import attention
+from unmask.kernels import tiling as tiles
 from unmask.kernels.attention import attend
 from unmask.kernels.tiling import Shape, Tiling, candidates, choose
 
@@ -250,15 +250,15 @@ def test_the_fastest_tiling_measured_is_taken(device, packed, pages, monkeypatch
 
     times = iter(range(9, 0, -1))  # the last one tried is the fastest
     monkeypatch.setattr(tuning, "microseconds", took)
-    monkeypatch.setattr(attention, "fastest", {})
+    monkeypatch.setattr(tiles, "fastest", {})
     cache = PagedCache(2, pages, 16, 1, 16, device=device, dtype=torch.float16)
     rows, width, per_row = 3, 20, 2
     tokens = 33 if packed else rows * width
     measured = tuning.tune_attention(cache, 4, rows, width, tokens, per_row)
-    ((shape, tiling),) = attention.fastest.items()
+    ((shape, tiling),) = tiles.fastest.items()
     assert list(measured) == candidates(shape) and tiling == candidates(shape)[-1] != choose(shape)
     assert not tuning.tune_attention(cache, 4, rows, width, tokens, per_row)
-    monkeypatch.setattr(attention, "choose", None)
+    monkeypatch.setattr(tiles, "choose", None)
     case = make(0, device, rows=rows, width=width, group=4, pages=per_row, dtype=torch.float16)
     if not packed:
         assert error(case, run(case)) < TOLERANCE[torch.float16]

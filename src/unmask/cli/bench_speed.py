@@ -124,8 +124,7 @@ def step(
     for batch, window in pairs:
         free_memory(at)
         with enough_memory(f"{on} for {batch}x{window}"):
-            asked = {"context": context, "steps": steps, "kernels": kernels}
-            found = measure(subject.lm(), can, batch, window, **asked, **subject.engine)
+            found = measure(subject.lm(), can, batch, window, **asked, kernels=kernels, **subject.engine)
         report.add(found.as_dict(), step_row(found))
     report.close((0, 4), FLOOR)
 

@@ -331,7 +331,7 @@ class Engine:
         return state
 
     def _tune(self, rows: int, width: int, tokens: int) -> None:
-        if isinstance(self.parts.model, FusedTransformer) and self.device.type == "cuda":
+        if isinstance(self.parts.model, FusedTransformer):
             self.parts.model.tune([tokens], [rows * min(self._asked, width)])
             heads, per_row = self.lm.model.config.num_heads, self.batch.table.shape[1]
             tune_attention(self.parts.cache, heads, rows, width, tokens, per_row)

@@ -185,8 +185,8 @@ def tune_attention(
     Returns:
         Microseconds of a layer for each tiling tried; nothing where it was measured before or there is no choice.
     """
-    from unmask.kernels.attention import attend, fastest
-    from unmask.kernels.tiling import Shape, candidates, processors
+    from unmask.kernels.attention import attend
+    from unmask.kernels.tiling import Shape, candidates, fastest, processors
 
     (layers, _, kv_heads, size), slots = cache.keys.shape, per_row * cache.page_size
     device, dtype = cache.keys.device, cache.keys.dtype
@@ -205,9 +205,8 @@ def tune_attention(
     readable = (torch.arange(slots, device=device) < seen[:, None]).int()
     starts = None
     if packed is not None:
-        ends = torch.arange(1, rows + 1, device=device) * tokens // rows
-        starts = (ends.roll(1).int(), ends.diff(prepend=ends.new_zeros(1)).int())
-        starts[0][0] = 0
+        edges = torch.arange(rows + 1, device=device, dtype=torch.int32) * tokens // rows
+        starts = (edges[:-1], edges.diff())
     shapes = (rows, width) if packed is None else (1, tokens)
     mixed = torch.randn(*shapes, heads + 2 * kv_heads, size, device=device, dtype=dtype)
     q, k, v = mixed.split([heads, kv_heads, kv_heads], 2)

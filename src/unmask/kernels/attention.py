@@ -20,16 +20,13 @@ import triton.language as tl
 from torch import Tensor
 
 from unmask.kernels.overlap import follow, overlapped
-from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, choose, processors
+from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, processors, tiling_of
 from unmask.layout import PAD
 
 _PAD = tl.constexpr(PAD)
 _LOWEST = tl.constexpr(-(2**31))
 _SCAN = tl.constexpr(1024)
 LOG2_E = 1.4426950408889634
-
-fastest: dict[Shape, Tiling] = {}
-"""Of the shapes that were measured (`engine.tuning.tune_attention`)."""
 
 
 def attend(
@@ -58,17 +55,15 @@ def attend(
             contiguous, int32.
         packed: where the tokens of each row begin and how many there are, int32 [B]; queries, keys and values are then
             [1, M, ...], the result too, which is void where no row has a token.
-        tiling: None: the fastest one measured, else `choose`.
+        tiling: None: `tiling_of`.
     """
     _, _, heads, size = q_BWHD.shape
     (rows, width), tokens = order_BW.shape, q_BWHD.shape[0] * q_BWHD.shape[1]
     kv_heads, slots = keys_SGD.shape[1], readable_BN.shape[1]
-    group, block_d = heads // kv_heads, max(16, triton.next_power_of_2(size))
-    device = q_BWHD.device
+    group, device = heads // kv_heads, q_BWHD.device
     if tiling is None:
         item, packs = q_BWHD.element_size(), None if packed is None else tokens
-        shape = Shape(rows, width, heads, kv_heads, size, slots, item, processors(device), packs)
-        tiling = fastest.get(shape) or choose(shape)
+        tiling = tiling_of(Shape(rows, width, heads, kv_heads, size, slots, item, processors(device), packs))
     out_BWHD = torch.empty(q_BWHD.shape, dtype=q_BWHD.dtype, device=device)
     splits, part, lse = tiling.splits, out_BWHD, out_BWHD
     if splits > 1:
@@ -95,11 +90,8 @@ def attend(
         width,
         kv_heads,
         table_BT.shape[1],
-        *q_BWHD.stride()[:3],
-        *k_BWGD.stride()[:3],
-        *v_BWGD.stride()[:3],
-        *keys_SGD.stride()[:2],
-        *values_SGD.stride()[:2],
+        *(step for x in (q_BWHD, k_BWGD, v_BWGD) for step in x.stride()[:3]),
+        *(step for x in (keys_SGD, values_SGD) for step in x.stride()[:2]),
         GROUP=group,
         SIZE=size,
         PAGE=page_size,
@@ -109,7 +101,7 @@ def attend(
         BLOCK_T=triton.next_power_of_2(table_BT.shape[1]),
         BLOCK_M=tiling.block_m,
         BLOCK_N=tiling.block_n,
-        BLOCK_D=block_d,
+        BLOCK_D=max(16, triton.next_power_of_2(size)),
         STAGES=tiling.stages,
         num_warps=tiling.warps,
         **overlapped(q_BWHD.is_cuda),

@@ -85,9 +85,9 @@ class Store:
             # Data that were begun under the same key go on where they stopped.
             if found["key"] != key or stage.kind == "train":
                 shutil.rmtree(folder)
-        for curve in stage.curves:
-            self.points_file(curve.name).unlink(missing_ok=True)
         gone = {curve.name for curve in stage.curves}
+        for name in gone:
+            self.points_file(name).unlink(missing_ok=True)
         self.before["curves"] = [entry for entry in self.before.get("curves", []) if entry["curve"] not in gone]
         folder.mkdir(parents=True, exist_ok=True)
         record.write(folder / STAGE, {"stage": stage.name, "key": key, "done": False})
