@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way
+from unmask.kernels.shares import GROUP, STEP, shares, tile_tokens
 
 if TYPE_CHECKING:
     from unmask.cache.paged import PagedCache
@@ -33,14 +35,9 @@ TILES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     128: ((64, 64, 4, 4), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 4)),
     256: ((128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 4)),
 }
-# block_n, warps, stages for float8 tokens and weights, whose steps have 128 inputs.
-NARROW: dict[int, tuple[tuple[int, int, int], ...]] = {
-    16: ((64, 4, 4), (64, 4, 8), (128, 4, 6), (128, 8, 6)),
-    32: ((64, 4, 4), (64, 4, 8), (128, 4, 6), (128, 8, 6)),
-    64: ((64, 4, 4), (64, 4, 8), (128, 8, 6)),
-    128: ((64, 4, 4), (128, 8, 4)),
-    256: ((128, 8, 3), (64, 4, 3)),
-}
+# warps, stages, programs of a processor at once for even shares.
+EVEN = ((8, 4, 1), (4, 6, 1), (4, 3, 2))
+MOST_EVEN = 6  # of these that are tried
 VECTORS = ((4, 512, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 8))
 
 
@@ -52,6 +49,8 @@ class Card:
     shared: int
     """Bytes of shared memory that a program may have."""
     capability: tuple[int, int]
+    copies: bool = True
+    """Kernels may use its copy engine, if it has one (`kernels.copies`)."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,11 @@ class Timing:
 
 def card(device: torch.device) -> Card:
     """The GPU of this device."""
+    from unmask.kernels.copies import copies
+
     facts = torch.cuda.get_device_properties(device)
-    return Card(facts.multi_processor_count, facts.shared_memory_per_block_optin, (facts.major, facts.minor))
+    capability = facts.major, facts.minor
+    return Card(facts.multi_processor_count, facts.shared_memory_per_block_optin, capability, copies(device))
 
 
 def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> list[Way]:
@@ -91,9 +93,11 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
     if tokens > LONGEST or inputs % 16:
         return found
     eight, tile = linear.weight.dtype == FLOAT8, _tile(tokens)
-    if eight and tokens > 1 and inputs % 128 == 0 and card.capability >= (9, 0):
-        found += _narrow(outputs, inputs, tile, card)
     gated = isinstance(linear, GatedLinear) and tile < 256  # two sums of so many tokens would not fit
+    # Of 16 bits it has only ever been faster where it also saves a pass.
+    shared_out = inputs % 128 == 0 if eight else gated and tokens <= 128
+    if shared_out and tokens > 1 and card.copies and card.capability >= (9, 0):
+        found += _even(outputs, inputs, tokens, eight, gated, card)
     if tokens == 1:
         wide = ((n, min(1024, 2 * k) if eight else k, warps) for n, k, warps in VECTORS)
         found += [Way("vector", n, k, warps=warps, gated=gated) for n, k, warps in wide]
@@ -110,14 +114,29 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
     return list(dict.fromkeys(found))
 
 
-def _narrow(outputs: int, inputs: int, tile: int, card: Card) -> list[Way]:
-    """The ways with float8 tokens."""
-    found = []
-    for n, warps, stages in NARROW[tile]:
-        way = Way("narrow", n, 128, warps=warps, stages=stages)
-        if stages * 128 * (n + tile) <= card.shared:
-            found += [replace(way, splits=splits) for splits in _splits(outputs, inputs, way, card.processors)]
-    return found
+def _even(outputs: int, inputs: int, tokens: int, eight: bool, gated: bool, card: Card) -> list[Way]:
+    """The ways that share the outputs out evenly, those with the least to do for each processor."""
+    step, item = (GROUP, 1) if eight else (STEP, 2)
+    sums, block_t, steps = 2 if gated else 1, tile_tokens(tokens), -(-inputs // step)
+    # Registers of a thread for sums: float8 takes as many again for what a step finds.
+    registers = 80 if eight else 160
+    found: dict[Way, float] = {}
+    for warps, stages, each in EVEN:
+        most = registers * 32 * warps // (block_t * sums)
+        for splits in range(1, 2 if gated else min(max(steps // 3, 1), 12) + 1):
+            tile = shares(outputs // sums, card.processors * each // splits)
+            if (tile is None or sum(tile) > most) and splits == 1 and eight:
+                tile = min(256, 1 << most.bit_length() - 1), 0  # a processor has several turns
+            if tile is None or not 64 <= sum(tile) <= most:
+                continue
+            wide = sum(tile) * sums
+            shared = stages * step * (wide * item + block_t * 2) + (block_t * step if eight else 0) + 2048
+            if shared * each > card.shared:
+                continue
+            way = Way("even", tile[0], splits=splits, warps=warps, stages=stages, gated=gated, rest=tile[1])
+            # Steps of a processor by what each loads; parts are written and read again.
+            found[way] = each * -(-steps // splits) * (wide + block_t / 3) + 80 * splits
+    return sorted(found, key=lambda way: found[way])[:MOST_EVEN]
 
 
 def _tile(tokens: int) -> int:
@@ -228,20 +247,11 @@ def _measure(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Ti
     x_TK = torch.randn(tokens, inputs, device=device, dtype=dtype)
     rotation = _rotation(group)
     times = {
-        way: microseconds([_call(linear, way, x_TK) for linear in rotation])
+        way: microseconds([partial(linear.run, way, x_TK) for linear in rotation])
         for way in ways(first, tokens, dtype, card(device))
     }
     best = min(times, key=lambda way: times[way])
     return Timing(outputs, inputs, first.weight.element_size(), tokens, times, best)
-
-
-def _call(linear: FastLinear, way: Way, x_TK: Tensor) -> Callable[[], Tensor]:
-    if way.kind != "narrow":
-        return lambda: linear.run(way, x_TK)
-    from unmask.kernels.groups import narrowed
-
-    narrow = narrowed(x_TK)  # as whoever makes the tokens does
-    return lambda: linear.run(way, narrow)
 
 
 def _rotation(group: Sequence[FastLinear]) -> list[FastLinear]:

@@ -6,7 +6,8 @@ powers of two, and accumulates in float32.
 
 Keys come in three runs: the leading slots of the row, all of which are read, without any mask; the slots from the first
 one that is not read; the window. The first run is nearly all of the work, so nothing may stand between its loads and
-its products: a row's page numbers are held in registers, since a table looked up in memory would stall the pipeline.
+its products: a row's page numbers are held in registers, since a table looked up in memory would stall the pipeline,
+and where a block lies within one page the copy engine (TMA) fetches it whole.
 
 Shapes: see `layout`; besides S physical slots (pages * page_size), T pages of a row, N = T * page_size its logical
 slots.
@@ -19,7 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmask.kernels.overlap import follow, overlapped
+from unmask.kernels.copies import copies, tiles
+from unmask.kernels.overlap import follow, overlapped, release
 from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, processors, tiling_of
 from unmask.layout import PAD
 
@@ -69,6 +71,9 @@ def attend(
     if splits > 1:
         part = torch.empty(tokens * heads, splits, size, dtype=torch.float32, device=device)
         lse = torch.empty(tokens * heads, splits, dtype=torch.float32, device=device)
+    block_d = max(16, triton.next_power_of_2(size))
+    whole = page_size % tiling.block_n == 0 and size == block_d and copies(device)
+    blocks = [tiles(x.flatten(1), tiling.block_n, size) if whole else x for x in (keys_SGD, values_SGD)]
     grid = (triton.cdiv(width * group, tiling.block_m), rows * kv_heads, splits)
     _attend[grid](
         q_BWHD,
@@ -76,6 +81,7 @@ def attend(
         v_BWGD,
         keys_SGD,
         values_SGD,
+        *blocks,
         part,
         lse,
         table_BT,
@@ -97,11 +103,12 @@ def attend(
         PAGE=page_size,
         SPLIT=splits > 1,
         PACKED=packed is not None,
+        WHOLE=whole,
         SKIP=width > tiling.block_n,
         BLOCK_T=triton.next_power_of_2(table_BT.shape[1]),
         BLOCK_M=tiling.block_m,
         BLOCK_N=tiling.block_n,
-        BLOCK_D=max(16, triton.next_power_of_2(size)),
+        BLOCK_D=block_d,
         STAGES=tiling.stages,
         num_warps=tiling.warps,
         **overlapped(q_BWHD.is_cuda),
@@ -138,6 +145,8 @@ def _attend(
     v_ptr: tl.tensor,
     keys_ptr: tl.tensor,  # [S, G, D]
     values_ptr: tl.tensor,
+    keys_block: tl.tensor_descriptor,  # [S, G * D]
+    values_block: tl.tensor_descriptor,
     out_ptr: tl.tensor,  # [M * H, splits, D]: the result, or parts of it in float32
     lse_ptr: tl.tensor,  # [M * H, splits]: log2 of the softmax sum of each part
     table_ptr: tl.tensor,  # [B, T]
@@ -171,6 +180,7 @@ def _attend(
     PAGE: tl.constexpr,
     SPLIT: tl.constexpr,  # the keys are split
     PACKED: tl.constexpr,
+    WHOLE: tl.constexpr,  # blocks lie within a page and are fetched whole
     SKIP: tl.constexpr,  # look for trailing window keys that no query of the tile sees
     BLOCK_T: tl.constexpr,  # at least T
     BLOCK_M: tl.constexpr,
@@ -179,7 +189,7 @@ def _attend(
     STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    follow(OVERLAP)
+    release(OVERLAP)
     # Under a causal order the last tiles see the most keys: they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row = (tl.program_id(1) // kv_heads).to(tl.int64)
@@ -203,11 +213,6 @@ def _attend(
     real = column < used
     d = tl.arange(0, BLOCK_D)
     has_d = (d < SIZE)[None, :]
-    q = tl.load(
-        q_ptr + column[:, None] * q_w + head[:, None] * q_h + d[None, :],
-        mask=real[:, None] & has_d,
-        other=0.0,
-    )
     order_q = tl.load(order_ptr + at + column, mask=real, other=0)
     lane_q = tl.load(lane_ptr + at + column, mask=real, other=0)
     segment_q = tl.load(segment_ptr + at + column, mask=real, other=_PAD)
@@ -235,15 +240,26 @@ def _attend(
     values_ptr += g.to(tl.int64) * values_g
     t = tl.arange(0, BLOCK_T)
     table = tl.load(table_ptr + row * pages + t, mask=t < pages, other=0)
+    # All that was read until here is of the step's plan, written long ago; queries and keys by the kernel ahead.
+    follow(OVERLAP)
+    q = tl.load(
+        q_ptr + column[:, None] * q_w + head[:, None] * q_h + d[None, :],
+        mask=real[:, None] & has_d,
+        other=0.0,
+    )
     for block in tl.range(first, tl.minimum(last, clear), num_stages=STAGES):
         if PAGE % BLOCK_N == 0:
             page = tl.sum(tl.where(t == block * BLOCK_N // PAGE, table, 0), 0)
-            slot = page.to(tl.int64) * PAGE + block * BLOCK_N % PAGE + offset
+            begin = page * PAGE + block * BLOCK_N % PAGE
+            slot = begin.to(tl.int64) + offset
         else:
             n = block * BLOCK_N + offset
             page = tl.load(table_ptr + row * pages + n // PAGE)
             slot = page.to(tl.int64) * PAGE + n % PAGE
-        if SIZE == BLOCK_D:
+        if WHOLE:
+            k = keys_block.load([begin, g * SIZE])
+            v = values_block.load([begin, g * SIZE])
+        elif SIZE == BLOCK_D:
             k = tl.load(keys_ptr + slot[:, None] * keys_s + d[None, :])
             v = tl.load(values_ptr + slot[:, None] * values_s + d[None, :])
         else:

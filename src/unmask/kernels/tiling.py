@@ -69,6 +69,12 @@ class Shape:
         """As many parts as give each processor a tile."""
         return max(1, min(self.processors // self.tiles(block_m), self.most(block_n)))
 
+    def stages(self, block_m: int, splits: int) -> int:
+        """Blocks of keys on their way to a program: more where it need not share a processor with another."""
+        if self.item_size > 2:
+            return 2
+        return 5 if self.tiles(block_m) * splits <= self.processors else 3
+
 
 fastest: dict[Shape, Tiling] = {}
 """Of the shapes that were measured (`engine.tuning.tune_attention`)."""
@@ -83,16 +89,17 @@ def choose(shape: Shape) -> Tiling:
     """The tiling of a shape that nobody measured."""
     few = shape.tiles(128) < shape.processors
     if shape.item_size > 2:
-        block_m, block_n, warps, stages = 16, 16, 4, 2
+        block_m, block_n, warps = 16, 16, 4
     elif shape.queries <= 32:
-        block_m, block_n, warps, stages = (16 if shape.queries <= 16 else 32), 64, 4, 3
+        block_m, block_n, warps = (16 if shape.queries <= 16 else 32), 64, 4
     elif shape.queries <= 64 or few:
-        block_m, block_n, warps, stages = 64, 64, 4, 3
+        block_m, block_n, warps = 64, 64, 4
     else:
-        block_m, block_n, warps, stages = 128, 64, 8, 3
+        block_m, block_n, warps = 128, 64, 8
     if shape.head_dim > 128:
         block_n = max(16, block_n // 2)
-    return Tiling(block_m, block_n, shape.splits(block_m, block_n), warps, stages)
+    splits = shape.splits(block_m, block_n)
+    return Tiling(block_m, block_n, splits, warps, shape.stages(block_m, splits))
 
 
 def candidates(shape: Shape) -> list[Tiling]:
@@ -106,5 +113,6 @@ def candidates(shape: Shape) -> list[Tiling]:
         once = shape.splits(block_m, first.block_n)
         for splits in (1, once, 2 * once):
             if splits <= shape.most(first.block_n):
-                found.append(replace(first, block_m=block_m, warps=warps, splits=splits))
+                stages = shape.stages(block_m, splits)
+                found.append(replace(first, block_m=block_m, warps=warps, splits=splits, stages=stages))
     return list(dict.fromkeys(found))

@@ -1,0 +1,28 @@
+"""Tiles that the copy engine of a GPU fetches whole (TMA, from Hopper on)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # Triton before 3.4
+    TensorDescriptor = None
+
+
+@cache
+def copies(device: torch.device) -> bool:
+    """Whether kernels on this device may be given `tiles`; Triton's interpreter can."""
+    return TensorDescriptor is not None and (
+        device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    )
+
+
+def tiles(x: Tensor, rows: int, columns: int) -> Any:
+    """A matrix, contiguous, of which a kernel loads tiles of so many rows and columns; zeros beyond its edges."""
+    assert TensorDescriptor is not None
+    return TensorDescriptor.from_tensor(x, [rows, columns])
