@@ -78,9 +78,9 @@ def test_one_token_is_tried_without_matrix_units_and_the_library_is_always_tried
 
 def test_tokens_are_rounded_to_float8_where_weights_are_and_the_card_can():
     groups = eight(64, 256)
-    assert "even" in kinds(groups, 2) and "even" in kinds(groups, 256)
-    assert "even" not in kinds(groups, 1) + kinds(groups, 257) + kinds(groups, 8, card=CONSUMER)
-    assert "even" not in kinds(eight(64, 96), 8) + kinds(FastLinear(weight(64, 256, dtype=torch.bfloat16)), 8)
+    assert "narrow" in kinds(groups, 2) and "narrow" in kinds(groups, 256)
+    assert "narrow" not in kinds(groups, 1) + kinds(groups, 257) + kinds(groups, 8, card=CONSUMER)
+    assert "narrow" not in kinds(eight(64, 96), 8) + kinds(FastLinear(weight(64, 256, dtype=torch.bfloat16)), 8)
     linear = eight(64, 64)
     assert "scaled" in kinds(linear, 65) and "scaled" in kinds(linear, 4096)
     assert "scaled" not in kinds(linear, 64) + kinds(linear, 65, card=CONSUMER) + kinds(linear, 65, torch.float16)

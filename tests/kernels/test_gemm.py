@@ -128,7 +128,7 @@ def test_every_way_that_may_be_chosen_gives_the_product(tokens, eight, kind):
         for way in tried:
             poison("cuda")
             out = linear.run(way, x)
-            limit = 0.06 if way.kind == "scaled" or (eight and way.kind == "even") else 2 * LIMIT[dtype]
+            limit = 0.06 if way.kind in ("scaled", "narrow") else 2 * LIMIT[dtype]
             assert difference(out, reference) < limit, str(way)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from unmask.models.mlp import MLP
 from unmask.models.network import Network
 from unmask.models.rope import rotate
 from unmask.models.transformer import Angles, Attention, Layer, RMSNorm, Transformer
+
+if TYPE_CHECKING:
+    from unmask.kernels.groups import Narrow
 
 
 def fuse(network: Network, quantise: str | None = None) -> Network:
@@ -137,9 +140,9 @@ class FusedTransformer(Network):
         angles = self.angles(positions_BW)
         for index, layer in enumerate(self.layers):
             yield x_TC, update_TC
-            x_TC, normed_TC = add_norm(x_TC, update_TC, layer.attention_norm)
+            x_TC, normed_TC = add_norm(x_TC, update_TC, layer.attention_norm, layer.qkv.narrow(len(x_TC)))
             update_TC = layer.attention(normed_TC, angles, index, attend, shape)
-            x_TC, normed_TC = add_norm(x_TC, update_TC, layer.mlp_norm)
+            x_TC, normed_TC = add_norm(x_TC, update_TC, layer.mlp_norm, layer.narrow_mlp(len(x_TC)))
             update_TC = layer.mlp(normed_TC)
         yield x_TC, update_TC
 
@@ -188,7 +191,11 @@ class FusedLayer:
         mlp = [self.mlp.gate_up, self.mlp.down] if isinstance(self.mlp, FusedMLP) else []
         return [self.qkv, self.o, *mlp]
 
-    def attention(self, x_TC: Tensor, angles: Angles, layer: int, attend: Attend, shape: torch.Size) -> Tensor:
+    def narrow_mlp(self, tokens: int) -> bool:
+        """Whether the MLP takes so many tokens in float8."""
+        return isinstance(self.mlp, FusedMLP) and self.mlp.gate_up.narrow(tokens)
+
+    def attention(self, x_TC: Tensor | Narrow, angles: Angles, layer: int, attend: Attend, shape: torch.Size) -> Tensor:
         """The update of the residual stream, [T, C]; `shape` is [B, W]."""
         qkv_TX = self.qkv(x_TC)
         if isinstance(attend, PagedWindow) and runs_kernels(qkv_TX.is_cuda):
@@ -232,23 +239,30 @@ class FusedMLP:
         self.gate_up = GatedLinear(*_joined([mlp.gate_proj, mlp.up_proj], quantised))
         self.down = FastLinear(*_joined([mlp.down_proj], quantised))
 
-    def __call__(self, x_TC: Tensor) -> Tensor:
-        return self.down(self.gate_up(x_TC), whole=False)
+    def __call__(self, x_TC: Tensor | Narrow) -> Tensor:
+        return self.down(self.gate_up.activate(x_TC, self.down.narrow(len(x_TC))), whole=False)
 
 
-def add_norm(x_TC: Tensor, update_TC: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    """x + update and its norm: both [T, C], new tensors. The update may be parts of a sum [P, T, C] (`FastLinear`)."""
+def add_norm(
+    x_TC: Tensor, update_TC: Tensor | None, norm: RMSNorm, narrow: bool = False
+) -> tuple[Tensor, Tensor | Narrow]:
+    """x + update and its norm: both [T, C], new tensors. The update may be parts of a sum [P, T, C] (`FastLinear`).
+
+    `narrow`: the norm in float8 (`FastLinear.narrow`).
+    """
     if runs_kernels(x_TC.is_cuda):
         from unmask.kernels.norm import add_norm as kernel
 
-        return kernel(x_TC, update_TC, norm.weight, norm.eps)
+        return kernel(x_TC, update_TC, norm.weight, norm.eps, narrow)
     total = x_TC if update_TC is None else x_TC + update_TC
     return total, norm(total)
 
 
 def normed(x_TC: Tensor, update_TC: Tensor | None, norm: RMSNorm) -> Tensor:
     """The norm of x + update alone, [T, C]."""
-    return add_norm(x_TC, update_TC, norm)[1]
+    _, out_TC = add_norm(x_TC, update_TC, norm)
+    assert isinstance(out_TC, Tensor)
+    return out_TC
 
 
 def _qkv(attention: Attention) -> list[nn.Linear]:

@@ -9,7 +9,7 @@ Shapes: T tokens, K inputs, N outputs, I inner width of an MLP.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +17,20 @@ from torch import Tensor
 
 from unmask.kernels import runs_kernels
 
+if TYPE_CHECKING:
+    from unmask.kernels.groups import Narrow
+
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of FLOAT8
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a product is done. The numbers are those of the kernels in `kernels.gemm` and `kernels.even`."""
+    """How a product is done. The numbers are those of the kernels `gemm.thin`, `gemm.vector` and `even.even`."""
 
-    kind: Literal["library", "scaled", "even", "thin", "vector"] = "library"
-    """With float8 weights, scaled and even round the tokens to float8 too, by rows and by groups of inputs; the other
-    kinds do not."""
+    kind: Literal["library", "scaled", "narrow", "even", "thin", "vector"] = "library"
+    """scaled, narrow: float8 times float8, tokens rounded to it by rows or by groups of inputs (`kernels.groups`). The
+    other kinds round weights alone. narrow and even are the kernel `even.even`."""
     block_n: int = 0
     block_k: int = 0
     splits: int = 1
@@ -56,39 +59,62 @@ class FastLinear:
         weight: [N, K], contiguous; of the model's dtype, or float8 with `scale`.
         bias: [N], of the model's dtype.
         scale: [N], float32, what outputs are multiplied by (see `quantise`).
+        dtype: of the outputs where tokens come in float8.
         ways: the way for each number of tokens that was measured.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: Tensor | None = None
+    dtype: torch.dtype = torch.bfloat16
     ways: dict[int, Way] = field(default_factory=dict)
 
-    def __call__(self, x_TK: Tensor, *, whole: bool = True) -> Tensor:
-        """[T, N]; not `whole`: or, where that saves a pass, the parts of its sums [P, T, N] in float32."""
-        return self.run(self.ways.get(len(x_TK), LIBRARY), x_TK, whole)
+    def __call__(self, x_TK: Tensor | Narrow, *, whole: bool = True) -> Tensor:
+        """[T, N]; not `whole`: or, where that saves a pass, the parts of its sums [P, T, N] in float32.
 
-    def run(self, way: Way, x_TK: Tensor, whole: bool = True) -> Tensor:
+        Tokens may be given in float8 where `narrow` says so.
+        """
+        return self.run(self.way(len(x_TK)), x_TK, whole)
+
+    def way(self, tokens: int) -> Way:
+        """How the product of so many tokens is done."""
+        return self.ways.get(tokens, LIBRARY)
+
+    def narrow(self, tokens: int) -> bool:
+        """Whether the product of so many tokens takes them in float8: whoever makes them saves a pass then."""
+        return self.way(tokens).kind == "narrow"
+
+    def run(self, way: Way, x_TK: Tensor | Narrow, whole: bool = True) -> Tensor:
         """The product done this way."""
+        if way.kind in ("narrow", "even"):
+            return self._even(way, x_TK, whole or self.bias is not None)
+        assert isinstance(x_TK, Tensor)
         if way.kind == "library":
             return F.linear(x_TK, self.wide(x_TK.dtype), self.bias)
         if way.kind == "scaled":
             return self._scaled(x_TK)
-        from unmask.kernels import even, gemm
+        from unmask.kernels import gemm
 
         weight = self.weight, self.bias, self.scale
-        sizes = {"block_n": way.block_n, "warps": way.warps, "gated": way.gated}
+        sizes = {"block_n": way.block_n, "block_k": way.block_k, "warps": way.warps, "gated": way.gated}
         if way.kind == "vector":
-            return gemm.vector(x_TK, *weight, **sizes, block_k=way.block_k)
-        sizes |= {"splits": way.splits, "stages": way.stages}
-        merge = whole or self.bias is not None
-        if way.kind == "even":
-            return even.even(x_TK, *weight, **sizes, rest=way.rest, merge=merge)
-        return gemm.thin(x_TK, *weight, **sizes, block_k=way.block_k, merge=merge or self.scale is not None)
+            return gemm.vector(x_TK, *weight, **sizes)
+        merge = whole or self.bias is not None or self.scale is not None
+        return gemm.thin(x_TK, *weight, **sizes, splits=way.splits, stages=way.stages, merge=merge)
 
     def wide(self, dtype: torch.dtype) -> Tensor:
         """The weight in the model's dtype."""
         return self.weight if self.scale is None else dequantise(self.weight, self.scale, dtype)
+
+    def _even(self, way: Way, x_TK: Tensor | Narrow, merge: bool) -> Tensor:
+        from unmask.kernels.even import even
+        from unmask.kernels.groups import narrowed
+
+        x = narrowed(x_TK) if way.kind == "narrow" and isinstance(x_TK, Tensor) else x_TK
+        dtype = self.dtype if way.kind == "narrow" else None
+        sizes = {"block_n": way.block_n, "rest": way.rest, "splits": way.splits, "gated": way.gated}
+        sizes |= {"warps": way.warps, "stages": way.stages}
+        return even(x, self.weight, self.bias, self.scale, dtype, **sizes, merge=merge)
 
     def _scaled(self, x_TK: Tensor) -> Tensor:
         from unmask.kernels.float8 import quantise_rows
@@ -109,14 +135,23 @@ class FastLinear:
 class GatedLinear(FastLinear):
     """silu(gate) * up of one weight [2I, K], gate above up: [T, I], rounded as in `models.mlp.MLP`."""
 
-    def run(self, way: Way, x_TK: Tensor, whole: bool = True) -> Tensor:
-        out = super().run(way, x_TK)
+    def activate(self, x_TK: Tensor | Narrow, narrow: bool) -> Tensor | Narrow:
+        """[T, I]; `narrow`: in float8, unless the product itself finishes it."""
+        way = self.way(len(x_TK))
+        return self._finished(way, FastLinear.run(self, way, x_TK), narrow)
+
+    def run(self, way: Way, x_TK: Tensor | Narrow, whole: bool = True) -> Tensor:
+        out = self._finished(way, FastLinear.run(self, way, x_TK), narrow=False)
+        assert isinstance(out, Tensor)
+        return out
+
+    def _finished(self, way: Way, out: Tensor, narrow: bool) -> Tensor | Narrow:
         if way.gated:
             return out
         if runs_kernels(out.is_cuda):
             from unmask.kernels.norm import silu_mul
 
-            return silu_mul(out)
+            return silu_mul(out, narrow)
         gate, up = out.chunk(2, -1)
         return F.silu(gate) * up
 

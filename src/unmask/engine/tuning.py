@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,7 @@ TILES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     256: ((128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 4)),
 }
 # warps, stages, programs of a processor at once for even shares.
-EVEN = ((8, 4, 1), (4, 6, 1), (4, 3, 2))
+EVEN = ((8, 4, 1), (4, 6, 1), (4, 4, 2))
 MOST_EVEN = 6  # of these that are tried
 VECTORS = ((4, 512, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 8))
 
@@ -116,8 +115,10 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
 
 def _even(outputs: int, inputs: int, tokens: int, eight: bool, gated: bool, card: Card) -> list[Way]:
     """The ways that share the outputs out evenly, those with the least to do for each processor."""
-    step, item = (GROUP, 1) if eight else (STEP, 2)
-    sums, block_t, steps = 2 if gated else 1, tile_tokens(tokens), -(-inputs // step)
+    kind, step, item = ("narrow", GROUP, 1) if eight else ("even", STEP, 2)
+    # silu(gate) * up of float8 is left to the kernel that rounds it for the next product.
+    gated, block_t, steps = gated and not eight, tile_tokens(tokens), -(-inputs // step)
+    sums = 2 if gated else 1
     # Registers of a thread for sums: float8 takes as many again for what a step finds.
     registers = 80 if eight else 160
     found: dict[Way, float] = {}
@@ -130,10 +131,9 @@ def _even(outputs: int, inputs: int, tokens: int, eight: bool, gated: bool, card
             if tile is None or not 64 <= sum(tile) <= most:
                 continue
             wide = sum(tile) * sums
-            shared = stages * step * (wide * item + block_t * 2) + (block_t * step if eight else 0) + 2048
-            if shared * each > card.shared:
+            if each * (stages * step * (wide + block_t) * item + 2048) > card.shared:
                 continue
-            way = Way("even", tile[0], splits=splits, warps=warps, stages=stages, gated=gated, rest=tile[1])
+            way = Way(kind, tile[0], splits=splits, warps=warps, stages=stages, gated=gated, rest=tile[1])
             # Steps of a processor by what each loads; parts are written and read again.
             found[way] = each * -(-steps // splits) * (wide + block_t / 3) + 80 * splits
     return sorted(found, key=lambda way: found[way])[:MOST_EVEN]
@@ -247,11 +247,20 @@ def _measure(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Ti
     x_TK = torch.randn(tokens, inputs, device=device, dtype=dtype)
     rotation = _rotation(group)
     times = {
-        way: microseconds([partial(linear.run, way, x_TK) for linear in rotation])
+        way: microseconds([_call(linear, way, x_TK) for linear in rotation])
         for way in ways(first, tokens, dtype, card(device))
     }
     best = min(times, key=lambda way: times[way])
     return Timing(outputs, inputs, first.weight.element_size(), tokens, times, best)
+
+
+def _call(linear: FastLinear, way: Way, x_TK: Tensor) -> Callable[[], Tensor]:
+    if way.kind != "narrow":
+        return lambda: linear.run(way, x_TK)
+    from unmask.kernels.groups import narrowed
+
+    narrow = narrowed(x_TK)  # as whoever makes the tokens does
+    return lambda: linear.run(way, narrow)
 
 
 def _rotation(group: Sequence[FastLinear]) -> list[FastLinear]:

@@ -70,10 +70,11 @@ class Shape:
         return max(1, min(self.processors // self.tiles(block_m), self.most(block_n)))
 
     def stages(self, block_m: int, splits: int) -> int:
-        """Blocks of keys on their way to a program: more where it need not share a processor with another."""
+        """Blocks of keys on their way to a program. More pay where it has all keys to read and a processor for itself;
+        where keys are split they only take longer to begin."""
         if self.item_size > 2:
             return 2
-        return 5 if self.tiles(block_m) * splits <= self.processors else 3
+        return 5 if splits == 1 and self.tiles(block_m) <= self.processors else 3
 
 
 fastest: dict[Shape, Tiling] = {}
