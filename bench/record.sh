@@ -32,7 +32,7 @@ nano() {
 }
 training() {
     $unmask bench train qwen2.5-1.5b --recipe fast_dllm_v2 --row-tokens 2048 --rows 16 --rows-per-forward 2 \
-        --kernels --out "$results/training-$gpu.json"
+        --steps 6 --kernels --out "$results/training-$gpu.json"
 }
 
 [ $# -gt 0 ] || set -- steps fp8 kernels throughput d2f nano training
