@@ -201,6 +201,7 @@ def _attend(
     if PACKED:
         start, used = tl.load(start_ptr + row).to(tl.int64), tl.load(count_ptr + row)
         if tile * BLOCK_M >= used * GROUP:
+            follow(OVERLAP)  # whoever waits for this kernel has waited for all before it
             return
         q_ptr += start * q_w
     else:
