@@ -4,7 +4,8 @@ from itertools import product
 
 import pytest
 import torch
-import torch.nn.functional as F
+
+from products import difference, exact, poison
 
 pytest.importorskip("triton")
 
@@ -18,28 +19,11 @@ LIMIT = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 H100 = Card(132, 232448, (9, 0))
 
 
-def difference(a, b):
-    return float((a.double() - b.double()).norm() / b.double().norm())
-
-
 def case(tokens, outputs, inputs, device, dtype, bias=True):
     generator = torch.Generator().manual_seed(tokens + outputs + inputs)
     x, w, b = (torch.randn(s, generator=generator) for s in ((tokens, inputs), (outputs, inputs), (outputs,)))
     x, w, b = (t.to(device, dtype) for t in (x, w / inputs**0.5, b))
     return x, w, b if bias else None
-
-
-def exact(x, weight, bias, gated=False):
-    y = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    if not gated:
-        return y
-    gate, up = y.chunk(2, -1)
-    return F.silu(gate) * up
-
-
-def poison(device):
-    """Memory that the next results are likely to be put into."""
-    torch.full((1 << 16,), torch.nan, device=device)
 
 
 # Tokens around the sizes of a tile, outputs and inputs that end inside one, sums in parts of unequal length.
@@ -123,7 +107,7 @@ def test_every_way_that_may_be_chosen_gives_the_product(tokens, eight, kind):
         linear = kind(narrow, bias, scale)
         reference = exact(x, narrow.double() * (scale[:, None].double() if eight else 1), bias, kind is GatedLinear)
         tried = ways(linear, tokens, dtype, H100)
-        # Gated programs of 128 tokens have two sums each, which leaves two tiles beside the library.
+        # Gated programs of 128 tokens have two sums each, which leaves two thin tiles beside the library.
         assert len(tried) >= (3 if kind is GatedLinear and tokens == 128 else 4) or tokens > 128
         for way in tried:
             poison("cuda")
