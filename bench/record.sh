@@ -14,8 +14,8 @@ kernels() {
     $unmask bench step $seven --shapes 1x32,1x128,8x32,32x8 --steps 20 --kernels --out "$results/engine-kernels-$gpu.json"
 }
 throughput() {
-    $unmask bench throughput $seven --methods autoregressive,fast_dllm_v2:sub_block_cache=true \
-        --replay fast_dllm_v2=2.64 --batch 1,8,32,64,128 --prefill-tokens 65536 \
+    $unmask bench throughput $seven --methods autoregressive,fast_dllm_v2:sub_block_cache=true,sliding=true \
+        --replay fast_dllm_v2=2.64 --batch 1,8,32,64,128 --by-load --prefill-tokens 65536 \
         --out "$results/engine-throughput-$gpu.json"
 }
 d2f() {

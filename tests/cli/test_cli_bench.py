@@ -85,6 +85,16 @@ def test_throughput_marks_what_is_replayed(shape: str, tmp_path: Path) -> None:
     assert kept["engine"]["prefill_tokens"] == 2048 and "positions decided" in result.stderr
 
 
+def test_throughput_by_load_is_for_the_methods_that_can(shape: str, tmp_path: Path) -> None:
+    file = tmp_path / "rates.json"
+    asked = ["--methods", "autoregressive,fast_dllm_v2:sub_block_cache=true,sliding=true", "--batch", "2", *SHORT]
+    run("bench", "throughput", shape, *asked, "--replay", "fast_dllm_v2=2", "--by-load", "--out", str(file), *CPU)
+    kept = results.read(file)
+    assert kept["engine"]["by_load"] is True
+    assert [e["method"] for e in kept["results"]] == ["autoregressive", "fast_dllm_v2"]
+    assert all(e["tokens"] == 64 for e in kept["results"])
+
+
 def test_throughput_of_a_checkpoint_has_its_own_acceptance() -> None:
     folder = str(MODELS / "fast-dllm-v2-tiny")
     result = run("bench", "throughput", folder, "--batch", "2", *SHORT, "--json", *CPU)

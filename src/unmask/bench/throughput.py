@@ -108,7 +108,7 @@ def measure(lm: LM, contender: Contender, prompts: Sequence[list[int]], new_toke
 
     Args:
         new_tokens: of each prompt at most; where acceptance is replayed, exactly.
-        more: further arguments of the engine.
+        more: further arguments of the engine; by_load where the method takes notice of the load.
     """
     free_memory(lm.model.device)
     about = contender.about(len(prompts))
@@ -154,7 +154,8 @@ def _measured(
     lm: LM, method: Method[Any], prompts: Sequence[list[int]], new_tokens: int, more: dict[str, Any]
 ) -> dict[str, Any]:
     sizes = {"rows": len(prompts), "max_prompt": max(map(len, prompts)), "max_new_tokens": new_tokens}
-    engine = Engine(lm, method, **sizes, share_prefixes=False, **more)
+    by_load = more.pop("by_load", False) and bool(method.bind(lm.family, new_tokens).reaches(new_tokens))
+    engine = Engine(lm, method, **sizes, share_prefixes=False, by_load=by_load, **more)
     done = _settled(engine, prompts)
     counters, walls = _counted(lm, done.requests), done.walls or []
     wall = sum(walls) / 1000

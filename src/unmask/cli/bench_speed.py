@@ -141,6 +141,10 @@ def throughput(
         typer.Option(metavar="METHOD=TPF,...", help="Tokens a forward that a method is to decide, whatever it finds."),
     ] = None,
     prefill_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens run between two steps at most.")] = 2048,
+    by_load: Annotated[
+        bool,
+        typer.Option("--by-load", help="Let rows look less far where that is faster, down to one token a forward."),
+    ] = False,
     quantise: QuantiseOpt = None,
     tune: TuneOpt = True,
     compile: CompileOpt = None,
@@ -160,7 +164,7 @@ def throughput(
     rates = replays(replay, [name for name, _ in wanted])
     if task is not None and rates:
         raise UnmaskError("--task and --replay exclude each other: replayed texts answer nothing")
-    engine = _engine(out_file, on, quantise, tune, compile) | {"prefill_tokens": prefill_tokens}
+    engine = _engine(out_file, on, quantise, tune, compile) | {"prefill_tokens": prefill_tokens, "by_load": by_load}
     subject = Subject(model, out, on, dtype, engine, endings=task is not None)
 
     from unmask.bench import results

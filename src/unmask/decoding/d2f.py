@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import extend, need_mask, option, register, round_up
+from unmask.decoding.method import doubling, extend, need_mask, option, register, resolve, round_up
 from unmask.decoding.sampling import ScoreRule, Scores, rank_of
 from unmask.decoding.select import Rule, Threshold
 from unmask.decoding.selecting import Selecting
@@ -106,6 +106,14 @@ class D2F(Selecting[PipelineState]):
     def grain(self) -> int | None:
         return 0
 
+    def _most(self, new_tokens: int) -> int:
+        """Blocks in flight at most."""
+        count = round_up(new_tokens, self.block_size) // self.block_size
+        return min(resolve(self.max_active_blocks, count), count)
+
+    def reaches(self, new_tokens: int) -> tuple[int, ...]:
+        return tuple(blocks * self.block_size for blocks in doubling(1, self._most(new_tokens)))
+
     def start(self, state: State) -> PipelineState:
         none = torch.zeros_like(state.prompt)
         count = round_up(state.new_tokens, self.block_size) // self.block_size
@@ -191,8 +199,9 @@ class D2F(Selecting[PipelineState]):
         ended = state.first_eos() < state.canvas.shape[1]
         room = torch.div(state.limit - state.prompt, self.block_size, rounding_mode="floor")
         grow = (last >= self.add_threshold) & (state.blocks < room) & ~ended
-        if self.max_active_blocks is not None:
-            grow &= state.blocks - self._leading(state) < self.max_active_blocks
+        if self.max_active_blocks is not None or state.reach is not None:
+            at_most = state.within(self._most(state.new_tokens) * self.block_size)
+            grow &= state.blocks - self._leading(state) < (at_most + self.block_size - 1) // self.block_size
         share = torch.cat([torch.ones_like(last)[:, None], filled[:, :-1] / self.block_size], dim=1)
         active = state.active | (share >= self.activate_threshold)
         return replace(state, blocks=state.blocks + grow.long(), active=active)

@@ -32,11 +32,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class SubBlockState(State):
     """start [B]: first position of the block in work. scratch [B]: the block's slots hold usable keys (of this block,
-    maybe stale). round [B]: forwards spent on the sub-block."""
+    maybe stale). round [B]: forwards spent on the sub-block. With a window that slides, or under a load, kept [B]:
+    positions before it have keys of their tokens, not of masks; chain [B]: the block is decoded token by token, under a
+    causal mask, and its keys stay."""
 
     start: Tensor
     scratch: Tensor
     round: Tensor
+    kept: Tensor | None = None
+    chain: Tensor | None = None
 
 
 @register("fast_dllm_v2", title="Fast-dLLM v2: Efficient Block-Diffusion LLM", arxiv="2509.26328")
@@ -51,6 +55,11 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         False,
         "reuse the block's keys between forwards (approximate, narrower forwards)",
         alias=("use_block_cache",),
+    )
+    sliding: bool = option(
+        False,
+        "look at the first sub_block_size open positions of a block instead of at sub-blocks one after the other; with "
+        "sub_block_cache a whole block is then run once only before it is complete",
     )
     greedy_bridge: bool = option(
         True, "take the first token of a block greedily even when sampling, as the official code does"
@@ -79,10 +88,19 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
             raise UnmaskError(f"fast_dllm_v2: sub_block_size {sub} does not divide block_size {block}")
         return replace(self, block_size=block, sub_block_size=sub)
 
+    def reaches(self, new_tokens: int) -> tuple[int, ...]:
+        return tuple(sorted({1, self.sub_block_size, self.sub_block_size if self.sub_block_cache else self.size}))
+
     def start(self, state: State) -> SubBlockState:
         start = self.first_block(state)
         return extend(
-            SubBlockState, state, start=start, scratch=torch.zeros_like(state.done), round=torch.zeros_like(start)
+            SubBlockState,
+            state,
+            start=start,
+            scratch=torch.zeros_like(state.done),
+            round=torch.zeros_like(start),
+            kept=None if state.reach is None and not self.sliding else start,
+            chain=None if state.reach is None else state.reach < self.sub_block_size,
         )
 
     def score_rule(self, state: SubBlockState) -> ScoreRule:
@@ -94,11 +112,21 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
     def span(self, state: SubBlockState) -> Span:
         return Span(self._first(state), self.sub_block_size, state.round, self.sub_block_size)
 
-    def _first(self, state: SubBlockState) -> Tensor:
-        """First position of the sub-block in work [B]."""
+    def _open(self, state: SubBlockState) -> Tensor:
+        """The first open position of the block in work [B]; its start where there is none."""
         column = torch.arange(self.size, device=state.canvas.device)
-        is_open = state.open_at(state.start[:, None] + column)
-        return state.start + is_open.int().argmax(-1) // self.sub_block_size * self.sub_block_size
+        return state.start + state.open_at(state.start[:, None] + column).int().argmax(-1)
+
+    def _first(self, state: SubBlockState) -> Tensor:
+        """First position of the sub-block in work [B]; where the window slides, the first open one."""
+        sub = 1 if self.sliding else self.sub_block_size
+        return state.start + torch.div(self._open(state) - state.start, sub, rounding_mode="floor") * sub
+
+    def _stale(self, state: SubBlockState, first: Tensor) -> Tensor:
+        """Where a window begins [B] whose first prediction is of the position `first`: at a row that speaks of it, and
+        at the latest where keys are not yet of tokens."""
+        assert state.kept is not None
+        return torch.minimum(state.kept, first - 1).clamp(min=0)
 
     def prefill(self, state: SubBlockState) -> Forward | None:
         width = state.longest // self.size * self.size
@@ -112,23 +140,35 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         block, sub = self.size, self.sub_block_size
         column = torch.arange(block * (2 if self.fused_commit else 1), device=state.canvas.device)
         waiting = state.open_at(state.start[:, None] + column[:block]).any(-1)
-        first = self._first(state)
-        narrow = waiting & state.scratch & ~state.open_at(first[:, None])[:, 0]
-        begin = torch.where(narrow, first, state.start)
-        positions = begin[:, None] + column
-        # A narrow row reads the block's scratch slots too, all but the sub-block's own, which it overwrites.
-        seen = torch.where(narrow, state.start + block, state.start)
-        targets = torch.where(waiting, first, state.start + block)[:, None] + column[:sub]
+        first, stop = self._first(state), state.start + block
+        narrow = waiting & state.scratch
+        if self.sliding:
+            begin = torch.where(narrow, self._stale(state, first), state.start)
+            few = torch.minimum(first + sub, stop) - begin
+        else:
+            narrow &= ~state.open_at(first[:, None])[:, 0]
+            begin, few = torch.where(narrow, first, state.start), sub
+        width = torch.where(narrow, few, torch.where(waiting, block, len(column)))
+        # A narrow row reads the block's scratch slots too, all but those it overwrites.
+        seen = torch.where(narrow, stop, state.start)
+        targets = torch.where(waiting, first, stop)[:, None] + column[:sub]
         if not self.fused_commit:  # a finished block gives the next one's first token alone
             targets = torch.where(waiting[:, None] | (column[:sub] == 0), targets, -1)
-        targets = torch.where(targets < state.limit[:, None], targets, -1)
-        width = torch.where(narrow, sub, torch.where(waiting, block, len(column)))
+        targets = torch.where(targets < torch.where(waiting, stop, state.limit)[:, None], targets, -1)
         kind = torch.where(narrow, Kind.WINDOW, torch.where(waiting, Kind.DENOISE, Kind.COMMIT))
+        order = (column // block).expand(len(begin), -1)
+        if state.chain is not None:
+            chain, lone, one = state.chain, state.chain[:, None], self._open(state)
+            begin = torch.where(chain, self._stale(state, one), begin)
+            width, seen = torch.where(chain, one - begin, width), torch.where(chain, begin, seen)
+            targets = torch.where(lone, torch.where(column[:sub] == 0, one[:, None], -1), targets)
+            order, kind = torch.where(lone, column, order), torch.where(chain, Kind.DENOISE, kind)
+        positions = begin[:, None] + column
         return window(
             state,
             positions,
             (column < width[:, None]) & (positions < state.limit[:, None]),
-            (column // block).expand_as(positions),
+            order,
             visible=seen,
             # The first position of a block or of a narrow window has no row here; it is never open then.
             rows=(targets - 1 - begin[:, None]).clamp(min=0),
@@ -138,15 +178,28 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
 
     def commit(self, state: SubBlockState, forward: Forward, scores: Scores) -> SubBlockState:
         eligible = state.open_at(forward.targets)
-        full = forward.kind == Kind.COMMIT
+        full, reached = forward.kind == Kind.COMMIT, self._open(state)
         passing = full | (forward.kind == Kind.PREFILL)  # the first target is a block's first token
         bridge = passing[:, None] & (torch.arange(eligible.shape[1], device=passing.device) == 0)
         state, token, chosen = self.choose(state, forward, scores, eligible & ~bridge, (~passing).long())
         token = torch.where(bridge, scores.greedy, token) if self.greedy_bridge else token
         state = state.fill(forward.targets, token, chosen | (bridge & eligible))
-        start = torch.where(full, state.start + self.size, state.start)
+        ended, start = full, torch.where(full, state.start + self.size, state.start)
+        kept, chain = state.kept, state.chain
+        if kept is not None:  # what stood before the first open position has been run with its tokens
+            kept = torch.where(full, start, torch.where(forward.kind == Kind.PREFILL, kept, reached))
         begun = state.open_at(forward.targets).any(-1) & (self.fused_commit | ~passing)
         scratch = (forward.kind == Kind.DENOISE) | (forward.kind == Kind.WINDOW)
-        done = full & ((state.first_eos() < start) | (start >= state.limit))
+        if chain is not None and state.reach is not None:
+            scratch &= ~chain & (self.sub_block_cache | (state.reach < self.size))
+            # Where rows may look further again, the block is run as a whole as its last forward.
+            block = state.start[:, None] + torch.arange(self.size, device=start.device)
+            complete, further = chain & ~state.open_at(block).any(-1), state.reach >= self.sub_block_size
+            ended, chain = ended | complete, torch.where(full | complete, ~further, chain)
+            start = torch.where(complete & ~further, start + self.size, start)
+        else:
+            scratch &= self.sub_block_cache
+        stop = state.start + self.size
+        done = ended & ((state.first_eos() < stop) | (stop >= state.limit))
         round_ = torch.where(begun, state.round + 1, 0)
-        return replace(state, start=start, scratch=scratch & self.sub_block_cache, round=round_, done=done)
+        return replace(state, start=start, scratch=scratch, round=round_, kept=kept, chain=chain, done=done)

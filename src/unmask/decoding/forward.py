@@ -101,6 +101,7 @@ class State:
         done: [B], needs no more.
         draw: sampling settings of each row.
         new_tokens, longest: positions returned at most, length of the longest prompt; known on the host.
+        reach: [B], where the engine looks after the load: how far a forward may look (see `Method.reaches`).
         memory: what selection and stop rules keep between forwards, rows first, under names of their own. A missing
             entry must mean the same as one of nothing but -1 (whole numbers) or 0.
     """
@@ -116,6 +117,7 @@ class State:
     draw: Draw
     new_tokens: int
     longest: int
+    reach: Tensor | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -145,6 +147,10 @@ class State:
     def tokens_at(self, positions: Tensor) -> Tensor:
         """Token ids at positions [B, R]; anything outside the canvas."""
         return self.canvas.gather(1, positions.clamp(0, self.canvas.shape[1] - 1))
+
+    def within(self, most: int) -> int | Tensor:
+        """How far a row may look that looks `most` far at most: that, or [B] where there is a load."""
+        return most if self.reach is None else self.reach.clamp(1, most)
 
     def unfinished(self) -> Tensor:
         """Rows in which a position that is to be returned is still open: bool [B]."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, window
-from unmask.decoding.method import extend, option, register
+from unmask.decoding.method import doubling, extend, option, register
 from unmask.decoding.sampling import Scores
 from unmask.decoding.verifying import LineState, Verifying, holding, moved, widened
 
@@ -37,6 +37,9 @@ class Jacobi(Verifying[LineState]):
         choices=("window", "block", "engine"),
     )
 
+    def reaches(self, new_tokens: int) -> tuple[int, ...]:
+        return () if self.schedule == "engine" else doubling(1, self.block_size)
+
     def start(self, state: State) -> LineState:
         state, last, line = self.begin(state, self.block_size)
         return extend(LineState, state, last=last, line=line)
@@ -51,6 +54,7 @@ class Jacobi(Verifying[LineState]):
         column = torch.arange(self.block_size, device=state.canvas.device)
         positions = state.last[:, None] + column
         end = torch.minimum(self._end(state, state.last), state.limit - 1)
+        end = torch.minimum(end, state.last + state.within(self.block_size))
         valid = positions < end[:, None]
         targets = torch.where(valid, positions + 1, -1)
         forward = window(

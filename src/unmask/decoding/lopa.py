@@ -81,6 +81,9 @@ class LoPA(D2F):
     def grain(self) -> int | None:
         return None if self.full_window else 0
 
+    def reaches(self, new_tokens: int) -> tuple[int, ...]:
+        return ()  # what branches gain and cost is another count
+
     def start(self, state: State) -> BranchState:
         base = super().start(state)
         none = torch.zeros_like(base.prompt)

@@ -99,6 +99,11 @@ class Method(Generic[S]):
         forwards, and whose keys serve every prompt that begins alike. 0: only where it ends. None: nowhere."""
         return None
 
+    def reaches(self, new_tokens: int) -> tuple[int, ...]:
+        """How far rows can be told to look by the load (`State.reach`), in tokens of a forward, the least first; 1: one
+        token a forward, as autoregressive decoding. (): the method takes no notice of it."""
+        return ()
+
     def start(self, state: State) -> S:
         """The method's own state from the blank one."""
         raise NotImplementedError
@@ -142,6 +147,15 @@ class Blockwise(Method[S]):
     def first_block(self, state: State) -> Tensor:
         """Where the first block with an open position begins [B]; the prompt tokens before it are whole blocks."""
         return state.prompt // self.size * self.size
+
+
+def doubling(first: int, last: int) -> tuple[int, ...]:
+    """first, 2 first, 4 first ... below `last`, and `last`."""
+    out = []
+    while first < last:
+        out.append(first)
+        first *= 2
+    return (*out, last)
 
 
 def extend(cls: type[S], state: State, **more: Any) -> S:

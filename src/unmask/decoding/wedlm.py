@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.forward import Forward, Kind, State, prompt_window, window
-from unmask.decoding.method import extend, option, register
+from unmask.decoding.method import doubling, extend, option, register
 from unmask.decoding.sampling import ScoreRule, Scores
 from unmask.decoding.select import Rule, Threshold
 from unmask.decoding.selecting import Selecting
@@ -107,6 +107,9 @@ class WeDLM(Selecting[WindowState]):
     def grain(self) -> int | None:
         return 1
 
+    def reaches(self, new_tokens: int) -> tuple[int, ...]:
+        return () if self.schedule == "block" else doubling(1, self.window_size)
+
     def start(self, state: State) -> WindowState:
         if not self.verify:
             return extend(WindowState, state, start=state.prompt)
@@ -133,7 +136,7 @@ class WeDLM(Selecting[WindowState]):
         known, run = state.drafted(), self._leading(state)
         column = torch.arange(width, device=base.device)
         positions = base[:, None] + column
-        stop = torch.minimum(state.start + run + self.window_size, self._bound(known))
+        stop = torch.minimum(state.start + run + state.within(self.window_size), self._bound(known))
         inside = positions < stop[:, None]
         is_mask = known.open_at(positions) & inside
         physical = positions.gather(1, (is_mask + 2 * ~inside).argsort(dim=-1, stable=True))

@@ -12,6 +12,7 @@ and nothing is read back but a few whole numbers a row.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,14 @@ from unmask.cache.paged import PagedCache
 from unmask.cache.pages import PagePool, prefix_keys
 from unmask.decoding import Method, build
 from unmask.decoding.counters import NAMES, Counters
-from unmask.decoding.forward import State
+from unmask.decoding.forward import Kind, State
+from unmask.decoding.method import doubling
 from unmask.engine import step as steps
 from unmask.engine.batch import Batch, Used
 from unmask.engine.compiled import compiled
 from unmask.engine.fused import FusedTransformer, fuse
-from unmask.engine.mirror import Mirror
+from unmask.engine.load import Load
+from unmask.engine.mirror import Mirror, to_device
 from unmask.engine.prefill import Prefills
 from unmask.engine.request import Request, Status
 from unmask.engine.runner import Runner
@@ -79,6 +82,8 @@ class Engine:
         quantise: "fp8": round the weights of the layers to float8; the eager model then no longer runs.
         tune: measure which way each matrix product, and which tiling of attention, is fastest before a kind of step is
             captured (seconds each).
+        by_load: let rows look less far, down to one token a forward, where that decides more tokens a second (see
+            `engine.load`): the text then depends on what else is decoded. Takes some seconds at the start.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Engine:
         tune: bool = False,
         compile: bool = False,
         quantise: str | None = None,
+        by_load: bool = False,
         **options: Any,
     ) -> None:
         self.quantised = quantise is not None
@@ -107,6 +113,9 @@ class Engine:
         self.method: Method[Any] = self.unbound.bind(lm.family, max_new_tokens)
         self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
         self.share_prefixes = share_prefixes and self.method.cached
+        reaches = self.method.reaches(max_new_tokens) if by_load else ()
+        if by_load and not reaches:
+            raise UnmaskError(f"{self.method.name} looks as far under any load; leave out by_load")
         self.width = self.method.limit(max_prompt, max_new_tokens)
         if self.width > lm.model.config.max_positions:
             raise UnmaskError(
@@ -119,14 +128,15 @@ class Engine:
         self.pool = PagePool(rows * per_row + 1 if pages is None else pages, page_size)
         self.scheduler = Scheduler(self.pool, rows, prefill_tokens)
         self.parts = _parts(lm, self.method, self.pool.capacity if slots else 0, page_size, quantise)
-        self.prefills = Prefills(self.parts, lm.facts, self.width, max_new_tokens, per_row)
+        self.prefills = Prefills(self.parts, lm.facts, self.width, max_new_tokens, per_row, max(reaches, default=None))
         self.batch = Batch(self._example(per_row), rows, per_row)
         graphs = self.device.type == "cuda" if graphs is None else graphs
         if compile:
             self.parts = compiled(self.parts)
         self.runner = Runner(self.parts, self.batch, graphs=graphs, prepare=self._tune if tune else None)
-        self.buckets = _doubling(1, rows)
-        self.widths = _doubling(steps.NARROWEST, self._planned)
+        self.buckets = doubling(1, rows)
+        least = reaches[:1] if reaches and reaches[0] < steps.NARROWEST else ()
+        self.widths = (*least, *doubling(steps.NARROWEST, self._planned))
         self._need: dict[Request, int] = {}
         self._passed: dict[Request, int] = {}
         self._lag = LAG
@@ -134,6 +144,9 @@ class Engine:
         self._flight: deque[_Seen] = deque()
         self._leaving: deque[tuple[Request, Mirror]] = deque()
         self.steps = 0
+        notice = getattr(self.method, "block_size", None) or 1
+        self.load = Load(reaches, self._times(reaches), notice) if reaches else None
+        self._told: list[int] = []
 
     def add(
         self,
@@ -212,6 +225,9 @@ class Engine:
         for entered in self.prefills.run(self.scheduler.next_prefill()):
             row = self.scheduler.started(entered.request)
             self.batch.put(row, entered.state, entered.status, entered.table)
+            if self.load is not None and entered.reach is not None:
+                self.load.begin(entered.request, entered.reach)
+                self._told = []
             if len(self.widths) > 1:
                 named = [(entered.request, entered.request.attempt)]
                 self._flight.append(_Seen(Mirror(status=entered.status), named))
@@ -224,6 +240,7 @@ class Engine:
     def _decode(self) -> None:
         running = self.scheduler.running
         rows = next(b for b in self.buckets if b >= len(running))
+        self._tell()
         width, tokens = self._choose(rows)
         self.runner(rows, width, _used(running), tokens)
         self.steps += 1
@@ -232,6 +249,26 @@ class Engine:
             named |= {name: self.batch.named[name] for name in ("canvas", "open")}
         mirror = Mirror(**{name: x[: len(running)] for name, x in named.items()})
         self._flight.append(_Seen(mirror, [(r, r.attempt) for r in running]))
+
+    def _tell(self) -> None:
+        """Tells the rows how far to look."""
+        if self.load is None:
+            return
+        told = self.load.choose(self.scheduler.running)
+        self.prefills.reach = self.load.best
+        if told != self._told:
+            self.batch.named["reach"][: len(told)].copy_(to_device(torch.tensor(told), self.device))
+            self._told = told
+
+    def _times(self, reaches: Sequence[int]) -> dict[int, float]:
+        """Milliseconds of steps by their tokens, of one row and of all."""
+        times: dict[int, float] = {}
+        for rows in {self.buckets[0], self.buckets[-1]}:
+            for reach in reaches:
+                width = next((w for w in self.widths if w >= reach), self.widths[-1])
+                tokens = self._tokens(rows, width, rows * reach)
+                times[tokens] = self.runner.measured(rows, width, tokens)
+        return times
 
     def _choose(self, rows: int) -> tuple[int, int | None]:
         """How many columns and tokens the next step has: those with which most rows advance per unit of time. Rows
@@ -258,7 +295,9 @@ class Engine:
 
     def _look(self, wait: bool) -> None:
         """Takes in what has arrived of earlier steps; waits for those that are too long ago, or for any if `wait`."""
-        while self._flight and (wait or len(self._flight) >= self._lag or self._flight[0].mirror.ready()):
+        # Rows that look at one token each do so in the next step too: its width is known.
+        lag = LAG if self.widths[0] == 1 and set(self._need.values()) <= {1} else self._lag
+        while self._flight and (wait or len(self._flight) >= lag or self._flight[0].mirror.ready()):
             self._take(self._flight.popleft())
         while self._leaving and (wait or self._leaving[0][1].ready()):
             request, mirror = self._leaving.popleft()
@@ -292,6 +331,9 @@ class Engine:
 
     def _update(self, request: Request, status: list[int]) -> None:
         self._need[request] = max(status[steps.NEED], 1)
+        if self.load is not None:
+            forwards = sum(status[steps.FLAGS + Kind.PREFILL + 1 :])
+            self.load.saw(request, status[steps.FINAL], forwards, status[steps.NEED])
         if 0 < status[steps.NEED] < self._planned and len(self.widths) > 1:
             self._lag = 1
         if request.first_token is None and status[steps.FINAL]:
@@ -314,6 +356,9 @@ class Engine:
         self.prefills.forget(request)
         self._need.pop(request, None)
         self._passed.pop(request, None)
+        self._told = []
+        if self.load is not None:
+            self.load.forget(request)
         if move is not None:
             self.batch.move(*move)
         elif row >= 0:
@@ -375,15 +420,6 @@ def _parts(lm: LM, method: Method[Any], pages: int, page_size: int, quantise: st
 def _used(requests: list[Request]) -> Used:
     filters = {"top_p": any(r.top_p < 1 for r in requests), "top_k": any(r.top_k > 0 for r in requests)}
     return any(r.temperature > 0 for r in requests), frozenset(name for name, asked in filters.items() if asked)
-
-
-def _doubling(first: int, last: int) -> list[int]:
-    """first, 2 first, 4 first ... below `last`, and `last`."""
-    out = []
-    while first < last:
-        out.append(first)
-        first *= 2
-    return [*out, last]
 
 
 def _results(request: Request, mirror: Mirror) -> None:

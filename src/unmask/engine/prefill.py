@@ -24,12 +24,14 @@ PADDED = 1.5
 
 @dataclass
 class Entered:
-    """A request after its prefill: its state of one row, its status [1, STATUS] and its pages [1, T]."""
+    """A request after its prefill: its state of one row, its status [1, STATUS], its pages [1, T] and how far it was
+    told to look."""
 
     request: Request
     state: State
     status: Tensor
     table: Tensor
+    reach: int | None
 
 
 @dataclass
@@ -39,6 +41,7 @@ class _Work:
     state: State
     forward: Forward | None
     table: Tensor
+    reach: int | None
 
 
 class Prefills:
@@ -48,11 +51,15 @@ class Prefills:
         width: N of the batch's canvas.
         new_tokens: of a request at most.
         pages: T of the batch's table.
+        reach: what new rows are told of the load (`State.reach`); may be set anew at any time.
     """
 
-    def __init__(self, parts: Parts, facts: Facts, width: int, new_tokens: int, pages: int) -> None:
+    def __init__(
+        self, parts: Parts, facts: Facts, width: int, new_tokens: int, pages: int, reach: int | None = None
+    ) -> None:
         self.parts, self.facts = parts, facts
         self.width, self.new_tokens, self.pages = width, new_tokens, pages
+        self.reach = reach
         self._begun: dict[Request, _Work] = {}
 
     def state(self, requests: Sequence[Request]) -> State:
@@ -66,7 +73,8 @@ class Prefills:
         new = torch.tensor([r.max_new_tokens for r in requests])
         limits = [self.parts.method.limit(len(r.prompt), r.max_new_tokens) for r in requests]
         state = blank([r.prompt for r in requests], limits, self.new_tokens, self.facts, draw, self.width)
-        return self.parts.method.start(replace(state, end=state.prompt + new))
+        reach = None if self.reach is None else torch.full_like(new, self.reach)
+        return self.parts.method.start(replace(state, end=state.prompt + new, reach=reach))
 
     def run(self, chunks: list[Chunk]) -> Iterator[Entered]:
         """Runs the chunks and gives the requests whose prefill is complete with them."""
@@ -103,13 +111,13 @@ class Prefills:
             if lease.source is not None:
                 self.parts.cache.copy_page(lease.source, lease.pages[lease.shared])
         state = self.state(requests).map(lambda x: to_device(x, device))
-        return _Work(state, self.parts.method.prefill(state), to_device(table, device))
+        return _Work(state, self.parts.method.prefill(state), to_device(table, device), self.reach)
 
     def _enter(self, requests: Sequence[Request], work: _Work) -> Iterator[Entered]:
         state, status = prefilled(self.parts, work.state, work.table, work.forward)
         for row, request in enumerate(requests):
             own = slice(row, row + 1)
-            yield Entered(request, state.map(lambda x, own=own: x[own]), status[own], work.table[own])
+            yield Entered(request, state.map(lambda x, own=own: x[own]), status[own], work.table[own], work.reach)
 
 
 def _alike(requests: list[Request]) -> list[list[Request]]:

@@ -4,6 +4,7 @@ elsewhere."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 
 import torch
 
@@ -65,6 +66,17 @@ class Runner:
         self.batch.named["done"].copy_(done)
         self.batch.status.copy_(status)
         return graph
+
+    def measured(self, rows: int, width: int, tokens: int) -> float:
+        """Milliseconds of such a step in which nobody is in work, which is done for this; of greedy decoding."""
+        used: Used = (False, frozenset())
+        if self.graphs:
+            self(rows, width, used, tokens)
+            return self.costs[rows, tokens]
+        self._once(rows, width, tokens, used)
+        begun = perf_counter()
+        self._once(rows, width, tokens, used)
+        return 1000 * (perf_counter() - begun)
 
     def cost(self, rows: int, tokens: int) -> float:
         """Milliseconds of such a step as measured when it was captured; before that, and without graphs, a guess by the

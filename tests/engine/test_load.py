@@ -1,0 +1,149 @@
+"""How far rows look by the load: what is chosen from times and acceptance, and an engine that changes its mind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from traffic import requests, text
+
+from checkpoints import GOLDEN, MASKS, tiny
+from unmask.engine.engine import Engine
+from unmask.engine.load import BETTER, ENOUGH, FADING, Load
+from unmask.engine.request import Status
+from unmask.errors import UnmaskError
+from unmask.lm import LM
+from unmask.models.checkpoint import load_model
+
+# A card that reads its weights in 4 ms and does 30 tokens a millisecond, once there are more than 120.
+CARD = {n: max(4.0, n / 30) for n in (1, 32, 64, 120, 128, 1024, 4096)}
+
+
+def known(rates: dict[int, tuple[float, float]], times: dict[int, float] = CARD) -> Load:
+    """A load that has seen (tokens, columns) a forward of each reach."""
+    load = Load(tuple(rates), times, 1)
+    for reach, (tokens, columns) in rates.items():
+        load.begin("seen", reach)
+        load.saw("seen", 0, 0, round(columns))
+        load.saw("seen", round(1000 * tokens), 1000, round(columns))
+        load.forget("seen")
+    return load
+
+
+@pytest.mark.parametrize(("rows", "best"), [(1, 32), (2, 32), (8, 8), (15, 8), (64, 1), (200, 1)])
+def test_the_reach_is_the_one_that_decides_most_tokens_a_second(rows, best):
+    load = known({1: (1.0, 1), 8: (2.5, 12), 32: (3.0, 32)})
+    names = [str(i) for i in range(rows)]
+    assert load.choose(names) == [best] * rows
+    rates = {r: load.rate(r, rows) for r in load.reaches}
+    assert max(rates.values()) <= BETTER * rates[best]
+
+
+def test_what_is_unknown_is_tried_by_one_row_until_it_is_known():
+    load, rows = Load((1, 8, 32), CARD, 32), [str(i) for i in range(64)]
+    done = dict.fromkeys(rows, (0, 0))
+    gains, tried = {1: 1, 8: 3, 32: 4}, []
+    for _ in range(200):
+        told = load.choose(rows)
+        others = [r for r in told if r != load.best]
+        assert len(others) <= 1
+        tried += others
+        for row, reach in zip(rows, told):
+            tokens, forwards = done[row]
+            done[row] = tokens + gains[reach], forwards + 1
+            load.saw(row, *done[row], {1: 1, 8: 12, 32: 32}[reach])
+    assert set(tried) == {8, 32} and len(tried) < 4 * ENOUGH
+    assert load.choose(rows) == [1] * 64
+    assert load.rate(8, 64) == pytest.approx(64 * 3 / load.milliseconds(64 * 12), rel=0.05)
+
+
+def test_a_row_counts_only_once_it_does_what_it_is_told():
+    load = Load((1, 8), CARD, 32)
+    load.begin("a", 1)
+    load.saw("a", 10, 10, 1)
+    load.choose(["a"])  # nothing is known of 8: the row is to try it
+    before = load.counts[8].forwards
+    load.saw("a", 41, 41, 1)  # its block may not have ended yet
+    assert load.counts[8].forwards == before
+    load.saw("a", 45, 45, 8)
+    load.saw("a", 50, 46, 8)
+    assert (load.counts[8].forwards, load.counts[8].tokens) == (before + 1, 5)
+
+
+def test_what_was_given_up_is_tried_again_after_a_while():
+    load, rows = known({1: (1.0, 1), 8: (1.0, 12)}), [str(i) for i in range(64)]
+    assert load.choose(rows) == [1] * 64
+    told = [load.choose(rows) for _ in range(6 * FADING)]
+    assert any(8 in t for t in told) and load.rate(1, 64) is not None
+
+
+def test_steps_that_were_not_measured_lie_between_those_that_were():
+    load = Load((1, 8), {32: 4.0, 64: 5.0, 128: 9.0}, 1)
+    assert [load.milliseconds(n) for n in (1, 32, 48, 96, 256)] == [4.0, 4.0, 4.5, 7.0, 18.0]
+
+
+CASES = [
+    ("fast_dllm_v2", "fast-dllm-v2-tiny", {"block_size": 8, "sub_block_size": 4, "threshold": 0.5}),
+    ("fast_dllm_v2", "fast-dllm-v2-tiny", {"block_size": 8, "sub_block_size": 4, "sub_block_cache": True}),
+    ("d2f", "dream-tiny", {"block_size": 4, "threshold": 0.5}),
+    ("wedlm", "wedlm-tiny", {"window_size": 6}),
+    ("jacobi", "wedlm-tiny", {"block_size": 6}),
+]
+
+
+@pytest.mark.parametrize(("name", "model", "options"), CASES)
+@pytest.mark.parametrize("times", [{1: 1.0, 1000: 1000.0}, {1: 1.0, 1000: 1.001}], ids=["by-token", "flat"])
+def test_an_engine_under_load_ends_all_requests_and_holds_nothing(name, model, options, times, monkeypatch):
+    """Whatever the card, and while rows change over: complete texts; where text does not depend on it, the same."""
+    monkeypatch.setattr(Engine, "_times", lambda self, reaches: times)
+    monkeypatch.setattr("unmask.engine.load.ENOUGH", 4)
+    lm = tiny(model)
+    sizes = {"rows": 4, "max_prompt": 40, "max_new_tokens": 16, "page_size": 16, "prefill_tokens": 16}
+    engine = Engine(lm, name, by_load=True, **sizes, **options)
+    asked = requests(7, 12, mixed=False)
+    made = [engine.add(a["prompt"], temperature=a["temperature"], seed=a["seed"]) for a in asked]
+    engine.run()
+    assert all(r.status is Status.FINISHED for r in made) and engine.pool.used_pages == 0
+    for request in made:
+        end = len(text(lm, request))
+        assert not any(request.open[:end]) and (lm.facts.mask_id < 0 or lm.facts.mask_id not in text(lm, request))
+    if name == "jacobi":
+        alone = Engine(lm, "autoregressive", **sizes)
+        plain = [alone.add(a["prompt"], temperature=a["temperature"], seed=a["seed"]) for a in asked]
+        alone.run()
+        assert [text(lm, r) for r in made] == [text(lm, r) for r in plain]
+    assert engine.load is not None
+    assert sum(count.tokens > 0 for count in engine.load.counts.values()) > 1  # they did change over
+
+
+def test_an_engine_measures_its_steps_at_the_start():
+    engine = Engine(tiny("fast-dllm-v2-tiny"), "fast_dllm_v2", rows=4, max_prompt=16, max_new_tokens=16, by_load=True)
+    assert engine.load is not None and engine.load.reaches == (1, 8, 32)
+    assert [n for n, _ in engine.load.times] == [1, 4, 8, 32, 128]
+    assert all(ms > 0 for _, ms in engine.load.times)
+    assert engine.widths == (1, 8, 16, 32)
+
+
+def test_a_method_that_cannot_look_less_far_says_so():
+    with pytest.raises(UnmaskError, match="autoregressive looks as far under any load; leave out by_load"):
+        Engine(tiny("qwen2-tiny"), "autoregressive", by_load=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "model", "options"), CASES)
+def test_captured_steps_under_load_never_wait_and_end_all_requests(name, model, options, monkeypatch):
+    monkeypatch.setattr("unmask.engine.load.ENOUGH", 4)
+    folder = GOLDEN / "models" / model
+    lm = LM(load_model(folder, device="cuda", dtype=torch.float32, mask_token_id=MASKS.get(model)), None)
+    sizes = {"rows": 4, "max_prompt": 40, "max_new_tokens": 16, "page_size": 16}
+    engine = Engine(lm, name, by_load=True, **sizes, **options)
+    assert engine.load is not None and all(ms > 0 for _, ms in engine.load.times)
+    asked = requests(7, 12, mixed=False)
+    for _ in range(2):  # the second time nothing has to be captured
+        torch.cuda.set_sync_debug_mode("error" if engine.steps else "default")
+        try:
+            made = [engine.add(a["prompt"], temperature=0.0, seed=a["seed"]) for a in asked]
+            engine.run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(r.status is Status.FINISHED for r in made) and engine.pool.used_pages == 0
+        assert not any(any(r.open[: len(text(lm, r))]) for r in made)
