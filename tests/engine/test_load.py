@@ -8,7 +8,7 @@ from traffic import requests, text
 
 from checkpoints import GOLDEN, MASKS, tiny
 from unmask.engine.engine import Engine
-from unmask.engine.load import BETTER, ENOUGH, FADING, Load
+from unmask.engine.load import BETTER, ENOUGH, FADING, Load, _Row
 from unmask.engine.request import Status
 from unmask.errors import UnmaskError
 from unmask.lm import LM
@@ -22,7 +22,7 @@ def known(rates: dict[int, tuple[float, float]], times: dict[int, float] = CARD)
     """A load that has seen (tokens, columns) a forward of each reach."""
     load = Load(tuple(rates), times, 1)
     for reach, (tokens, columns) in rates.items():
-        load.begin("seen", reach)
+        load._rows["seen"] = _Row(reach)
         load.saw("seen", 0, 0, round(columns))
         load.saw("seen", round(1000 * tokens), 1000, round(columns))
         load.forget("seen")
@@ -58,7 +58,7 @@ def test_what_is_unknown_is_tried_by_one_row_until_it_is_known():
 
 def test_a_row_counts_only_once_it_does_what_it_is_told():
     load = Load((1, 8), CARD, 32)
-    load.begin("a", 1)
+    load._rows["a"] = _Row(1)
     load.saw("a", 10, 10, 1)
     load.choose(["a"])  # nothing is known of 8: the row is to try it
     before = load.counts[8].forwards
@@ -67,6 +67,12 @@ def test_a_row_counts_only_once_it_does_what_it_is_told():
     load.saw("a", 45, 45, 8)
     load.saw("a", 50, 46, 8)
     assert (load.counts[8].forwards, load.counts[8].tokens) == (before + 1, 5)
+
+
+def test_one_of_the_new_rows_tries_what_is_unknown():
+    load = Load((1, 8, 32), CARD, 32)
+    load.weigh(16)
+    assert [load.enter(str(i)) for i in range(16)] == [32] + [1] * 15
 
 
 def test_what_was_given_up_is_tried_again_after_a_while():
@@ -113,6 +119,24 @@ def test_an_engine_under_load_ends_all_requests_and_holds_nothing(name, model, o
         assert [text(lm, r) for r in made] == [text(lm, r) for r in plain]
     assert engine.load is not None
     assert sum(count.tokens > 0 for count in engine.load.counts.values()) > 1  # they did change over
+
+
+def test_new_rows_are_told_what_suits_them_all(monkeypatch):
+    """One row alone looked far; when many come at once their first blocks are not what suited that one."""
+    monkeypatch.setattr("unmask.engine.load.ENOUGH", 4)
+    monkeypatch.setattr(Engine, "_times", lambda self, reaches: {1: 1.0, 8: 1.0, 16: 2.0, 1024: 128.0})
+    lm, new = tiny("fast-dllm-v2-tiny"), {"max_prompt": 16, "max_new_tokens": 32}
+    engine = Engine(lm, "fast_dllm_v2", rows=16, by_load=True, sub_block_cache=True, threshold=0.0, **new)
+    assert engine.load is not None
+    for seed in range(2):
+        engine.add([seed, 5, 6])
+        engine.run()
+    assert engine.load.best == 8
+    made = [engine.add([seed, 7, 8]) for seed in range(16)]
+    engine.step()
+    assert engine.load.best == 1 and engine.batch.named["chain"].all()
+    engine.run()
+    assert all(r.status is Status.FINISHED for r in made)
 
 
 def test_an_engine_measures_its_steps_at_the_start():

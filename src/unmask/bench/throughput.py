@@ -192,7 +192,8 @@ def _settled(engine: Engine, prompts: Sequence[list[int]]) -> _Pass:
         done = _pass(engine, prompts, window)
         if done.whole and len(engine.runner.captured) == kinds:
             return done
-        window = window if done.whole else max(window - max(LAG, window // 16), 0)
+        if not done.whole:  # a load is looked at anew as it becomes known, so there may be far fewer steps
+            window = max(min(window - max(LAG, window // 16), _pass(engine, prompts).window), 0)
     return _pass(engine, prompts)
 
 

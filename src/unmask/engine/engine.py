@@ -128,8 +128,8 @@ class Engine:
         self.pool = PagePool(rows * per_row + 1 if pages is None else pages, page_size)
         self.scheduler = Scheduler(self.pool, rows, prefill_tokens)
         self.parts = _parts(lm, self.method, self.pool.capacity if slots else 0, page_size, quantise)
-        self.prefills = Prefills(self.parts, lm.facts, self.width, max_new_tokens, per_row, max(reaches, default=None))
-        self.batch = Batch(self._example(per_row), rows, per_row)
+        self.prefills = Prefills(self.parts, lm.facts, self.width, max_new_tokens, per_row)
+        self.batch = Batch(self._example(per_row, reaches[-1:]), rows, per_row)
         graphs = self.device.type == "cuda" if graphs is None else graphs
         if compile:
             self.parts = compiled(self.parts)
@@ -146,6 +146,7 @@ class Engine:
         self.steps = 0
         notice = getattr(self.method, "block_size", None) or 1
         self.load = Load(reaches, self._times(reaches), notice) if reaches else None
+        self.prefills.enter = None if self.load is None else self.load.enter
         self._told: list[int] = []
 
     def add(
@@ -222,12 +223,12 @@ class Engine:
         self._look(wait=not self.scheduler.running)
         while self.scheduler.admit() is not None:
             pass
+        if self.load is not None and self.scheduler.prefilling:
+            self.load.weigh(len(self.scheduler.running) + len(self.scheduler.prefilling))
         for entered in self.prefills.run(self.scheduler.next_prefill()):
             row = self.scheduler.started(entered.request)
             self.batch.put(row, entered.state, entered.status, entered.table)
-            if self.load is not None and entered.reach is not None:
-                self.load.begin(entered.request, entered.reach)
-                self._told = []
+            self._told = []
             if len(self.widths) > 1:
                 named = [(entered.request, entered.request.attempt)]
                 self._flight.append(_Seen(Mirror(status=entered.status), named))
@@ -255,7 +256,6 @@ class Engine:
         if self.load is None:
             return
         told = self.load.choose(self.scheduler.running)
-        self.prefills.reach = self.load.best
         if told != self._told:
             self.batch.named["reach"][: len(told)].copy_(to_device(torch.tensor(told), self.device))
             self._told = told
@@ -365,10 +365,10 @@ class Engine:
             self.batch.stop(row)
 
     @torch.inference_mode()
-    def _example(self, per_row: int) -> State:
+    def _example(self, per_row: int, reach: Sequence[int]) -> State:
         """A state of one row after a step, which shows what tensors there are; its keys go to the spare page."""
         asked = Request("", [0] * min(self.max_prompt, 2), self.max_new_tokens)
-        state = self.prefills.state([asked]).map(lambda x: x.to(self.device))
+        state = self.prefills.state([asked], reach).map(lambda x: x.to(self.device))
         table = torch.zeros(1, per_row, dtype=torch.int32, device=self.device)
         state, planned = steps.example(self.parts, state, table)
         self._planned, self._asked = planned.tokens.shape[1], planned.rows.shape[1]

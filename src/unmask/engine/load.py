@@ -85,13 +85,18 @@ class Load:
             return None
         return rows * count.tokens / count.forwards / self.milliseconds(rows * count.columns / count.forwards)
 
-    def choose(self, rows: Sequence[Hashable]) -> list[int]:
-        """What each row of a step is told."""
-        self._fade()
-        rates = {reach: rate for reach in self.reaches if (rate := self.rate(reach, len(rows))) is not None}
+    def weigh(self, rows: int) -> dict[int, float]:
+        """Sets `best` for so many rows; the rates that are known."""
+        rates = {reach: rate for reach in self.reaches if (rate := self.rate(reach, rows)) is not None}
         fastest = max(rates, key=lambda reach: rates[reach], default=self.best)
         if rates.get(fastest, 0.0) > BETTER * rates.get(self.best, 0.0):
             self.best = fastest
+        return rates
+
+    def choose(self, rows: Sequence[Hashable]) -> list[int]:
+        """What each row of a step is told."""
+        self._fade()
+        rates = self.weigh(len(rows))
         unknown = [reach for reach in self.reaches if reach not in rates]
         told = {row: self._rows[row].reach if row in self._rows else self.best for row in rows}
         trial = next((row for row in rows if told[row] in unknown), rows[-1])
@@ -102,9 +107,12 @@ class Load:
             self._tell(row, reach)
         return [self._rows[row].reach for row in rows]
 
-    def begin(self, row: Hashable, reach: int) -> None:
-        """A row that has been told so from its first forward on."""
-        self._rows[row] = _Row(reach)
+    def enter(self, row: Hashable) -> int:
+        """What a row is told from its first forward on."""
+        unknown = [reach for reach in self.reaches if self.counts[reach].forwards < ENOUGH]
+        tried = any(held.reach in unknown for held in self._rows.values())
+        self._rows[row] = _Row(unknown[-1] if unknown and not tried else self.best)
+        return self._rows[row].reach
 
     def saw(self, row: Hashable, tokens: int, forwards: int, columns: int) -> None:
         """A row's status: tokens decided and forwards made so far, columns of its next forward."""

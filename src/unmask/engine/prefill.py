@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,12 @@ PADDED = 1.5
 
 @dataclass
 class Entered:
-    """A request after its prefill: its state of one row, its status [1, STATUS], its pages [1, T] and how far it was
-    told to look."""
+    """A request after its prefill: its state of one row, its status [1, STATUS] and its pages [1, T]."""
 
     request: Request
     state: State
     status: Tensor
     table: Tensor
-    reach: int | None
 
 
 @dataclass
@@ -41,7 +39,6 @@ class _Work:
     state: State
     forward: Forward | None
     table: Tensor
-    reach: int | None
 
 
 class Prefills:
@@ -51,19 +48,19 @@ class Prefills:
         width: N of the batch's canvas.
         new_tokens: of a request at most.
         pages: T of the batch's table.
-        reach: what new rows are told of the load (`State.reach`); may be set anew at any time.
+
+    Attributes:
+        enter: says how far a new row may look (`State.reach`); None: nobody does.
     """
 
-    def __init__(
-        self, parts: Parts, facts: Facts, width: int, new_tokens: int, pages: int, reach: int | None = None
-    ) -> None:
+    def __init__(self, parts: Parts, facts: Facts, width: int, new_tokens: int, pages: int) -> None:
         self.parts, self.facts = parts, facts
         self.width, self.new_tokens, self.pages = width, new_tokens, pages
-        self.reach = reach
+        self.enter: Callable[[Request], int] | None = None
         self._begun: dict[Request, _Work] = {}
 
-    def state(self, requests: Sequence[Request]) -> State:
-        """The state of these rows before their prefill, on the host."""
+    def state(self, requests: Sequence[Request], reach: Sequence[int] = ()) -> State:
+        """The state of these rows before their prefill, on the host; reach: of each, nothing where nobody says."""
         draw = Draw(
             torch.tensor([r.temperature for r in requests]),
             torch.tensor([r.top_p for r in requests]),
@@ -73,8 +70,8 @@ class Prefills:
         new = torch.tensor([r.max_new_tokens for r in requests])
         limits = [self.parts.method.limit(len(r.prompt), r.max_new_tokens) for r in requests]
         state = blank([r.prompt for r in requests], limits, self.new_tokens, self.facts, draw, self.width)
-        reach = None if self.reach is None else torch.full_like(new, self.reach)
-        return self.parts.method.start(replace(state, end=state.prompt + new, reach=reach))
+        told = torch.tensor(reach) if reach else None
+        return self.parts.method.start(replace(state, end=state.prompt + new, reach=told))
 
     def run(self, chunks: list[Chunk]) -> Iterator[Entered]:
         """Runs the chunks and gives the requests whose prefill is complete with them."""
@@ -110,14 +107,15 @@ class Prefills:
             table[row, : len(lease.pages)] = torch.tensor(lease.pages, dtype=torch.int32)
             if lease.source is not None:
                 self.parts.cache.copy_page(lease.source, lease.pages[lease.shared])
-        state = self.state(requests).map(lambda x: to_device(x, device))
-        return _Work(state, self.parts.method.prefill(state), to_device(table, device), self.reach)
+        reach = [self.enter(request) for request in requests] if self.enter is not None else ()
+        state = self.state(requests, reach).map(lambda x: to_device(x, device))
+        return _Work(state, self.parts.method.prefill(state), to_device(table, device))
 
     def _enter(self, requests: Sequence[Request], work: _Work) -> Iterator[Entered]:
         state, status = prefilled(self.parts, work.state, work.table, work.forward)
         for row, request in enumerate(requests):
             own = slice(row, row + 1)
-            yield Entered(request, state.map(lambda x, own=own: x[own]), status[own], work.table[own], work.reach)
+            yield Entered(request, state.map(lambda x, own=own: x[own]), status[own], work.table[own])
 
 
 def _alike(requests: list[Request]) -> list[list[Request]]:
