@@ -119,6 +119,11 @@ def measure(lm: LM, contender: Contender, prompts: Sequence[list[int]], new_toke
     return about | {"reason": reason}
 
 
+def reaches(lm: LM, method: Method[Any], new_tokens: int) -> bool:
+    """Whether a method takes notice of the load."""
+    return bool(method.bind(lm.family, new_tokens).reaches(new_tokens))
+
+
 def free_memory(device: torch.device) -> None:
     """Gives back what engines that are gone have held on a GPU."""
     if device.type == "cuda":
@@ -154,8 +159,8 @@ def _measured(
     lm: LM, method: Method[Any], prompts: Sequence[list[int]], new_tokens: int, more: dict[str, Any]
 ) -> dict[str, Any]:
     sizes = {"rows": len(prompts), "max_prompt": max(map(len, prompts)), "max_new_tokens": new_tokens}
-    by_load = more.pop("by_load", False) and bool(method.bind(lm.family, new_tokens).reaches(new_tokens))
-    engine = Engine(lm, method, **sizes, share_prefixes=False, by_load=by_load, **more)
+    more = more | {"by_load": more.get("by_load", False) and reaches(lm, method, new_tokens)}
+    engine = Engine(lm, method, **sizes, share_prefixes=False, **more)
     done = _settled(engine, prompts)
     counters, walls = _counted(lm, done.requests), done.walls or []
     wall = sum(walls) / 1000
@@ -192,8 +197,10 @@ def _settled(engine: Engine, prompts: Sequence[list[int]]) -> _Pass:
         done = _pass(engine, prompts, window)
         if done.whole and len(engine.runner.captured) == kinds:
             return done
-        if not done.whole:  # a load is looked at anew as it becomes known, so there may be far fewer steps
-            window = max(min(window - max(LAG, window // 16), _pass(engine, prompts).window), 0)
+        if not done.whole:
+            # As a load becomes known rows may be told another thing, and there are far fewer steps.
+            known = window if engine.load is None else _pass(engine, prompts).window
+            window = max(min(window - max(LAG, window // 16), known), 0)
     return _pass(engine, prompts)
 
 

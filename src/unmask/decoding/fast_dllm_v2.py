@@ -4,7 +4,8 @@ Paper: "Fast-dLLM v2: Efficient Block-Diffusion LLM" (arXiv 2509.26328; official
 the checkpoints' own modelling file). Every row decides for itself whether it needs a whole block or a sub-block, so a
 batch equals its rows alone. On purpose different from the official batch code: prompts of exactly one block are used,
 every row gets its bridge token, an end token that arrives as a bridge token ends the row, any block size works. The
-mask token is never proposed.
+mask token is never proposed. `sliding`, `fused_commit` and what rows do under a load (sub-blocks instead of blocks, or
+one token after the other as autoregressive decoding of the same weights) are ours.
 
     unmask generate nano "..." --method fast_dllm_v2 --set threshold=0.9
 """
@@ -59,7 +60,7 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
     sliding: bool = option(
         False,
         "look at the first sub_block_size open positions of a block instead of at sub-blocks one after the other; with "
-        "sub_block_cache a whole block is then run once only before it is complete",
+        "sub_block_cache a block is then run as a whole once, not once a sub-block, before it is complete",
     )
     greedy_bridge: bool = option(
         True, "take the first token of a block greedily even when sampling, as the official code does"

@@ -144,8 +144,7 @@ class Engine:
         self._flight: deque[_Seen] = deque()
         self._leaving: deque[tuple[Request, Mirror]] = deque()
         self.steps = 0
-        notice = getattr(self.method, "block_size", None) or 1
-        self.load = Load(reaches, self._times(reaches), notice) if reaches else None
+        self.load = Load(reaches, self._times(reaches), self.method.grain() or 1) if reaches else None
         self.prefills.enter = None if self.load is None else self.load.enter
         self._told: list[int] = []
 
