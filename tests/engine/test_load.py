@@ -59,13 +59,15 @@ def test_what_is_unknown_is_tried_by_one_row_until_it_is_known():
 def test_a_row_counts_only_once_it_does_what_it_is_told():
     load = Load((1, 8), CARD, 32)
     load._rows["a"] = _Row(1)
-    load.saw("a", 10, 10, 1)
+    load.saw("a", 1, 0, 1)  # of the prefill
+    assert load.counts[1].tokens == load.counts[1].forwards
+    load.saw("a", 11, 10, 1)
     load.choose(["a"])  # nothing is known of 8: the row is to try it
     before = load.counts[8].forwards
-    load.saw("a", 41, 41, 1)  # its block may not have ended yet
+    load.saw("a", 42, 41, 1)  # its block may not have ended yet
     assert load.counts[8].forwards == before
-    load.saw("a", 45, 45, 8)
-    load.saw("a", 50, 46, 8)
+    load.saw("a", 46, 45, 8)
+    load.saw("a", 51, 46, 8)
     assert (load.counts[8].forwards, load.counts[8].tokens) == (before + 1, 5)
 
 

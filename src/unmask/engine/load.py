@@ -98,29 +98,32 @@ class Load:
         self._fade()
         rates = self.weigh(len(rows))
         unknown = [reach for reach in self.reaches if reach not in rates]
-        told = {row: self._rows[row].reach if row in self._rows else self.best for row in rows}
-        trial = next((row for row in rows if told[row] in unknown), rows[-1])
-        for row in rows:
-            reach = self.best
-            if unknown and row is trial:
-                reach = told[row] if told[row] in unknown else unknown[-1]
-            self._tell(row, reach)
-        return [self._rows[row].reach for row in rows]
+        held = [self._rows[row] if row in self._rows else self._new(row) for row in rows]
+        trial = None
+        if unknown:
+            trial = next((one for one in held if one.reach in unknown), held[-1])
+            self._tell(trial, trial.reach if trial.reach in unknown else unknown[-1])
+        for one in held:
+            if one is not trial:
+                self._tell(one, self.best)
+        return [one.reach for one in held]
 
     def enter(self, row: Hashable) -> int:
         """What a row is told from its first forward on."""
         unknown = [reach for reach in self.reaches if self.counts[reach].forwards < ENOUGH]
         tried = any(held.reach in unknown for held in self._rows.values())
-        self._rows[row] = _Row(unknown[-1] if unknown and not tried else self.best)
-        return self._rows[row].reach
+        held = self._new(row)
+        held.reach = unknown[-1] if unknown and not tried else self.best
+        return held.reach
 
     def saw(self, row: Hashable, tokens: int, forwards: int, columns: int) -> None:
         """A row's status: tokens decided and forwards made so far, columns of its next forward."""
         held = self._rows.get(row)
         if held is None:
             return
-        if held.tokens >= held.due:
-            count, more = self.counts[held.reach], forwards - held.forwards
+        more = forwards - held.forwards
+        if more and held.tokens >= held.due:  # what a prefill decides is nobody's
+            count = self.counts[held.reach]
             count.forwards += more
             count.tokens += tokens - held.tokens
             count.columns += more * held.columns
@@ -130,8 +133,11 @@ class Load:
         """The row has left."""
         self._rows.pop(row, None)
 
-    def _tell(self, row: Hashable, reach: int) -> None:
-        held = self._rows.setdefault(row, _Row(reach))
+    def _new(self, row: Hashable) -> _Row:
+        self._rows[row] = _Row(self.best)
+        return self._rows[row]
+
+    def _tell(self, held: _Row, reach: int) -> None:
         if held.reach != reach:
             held.reach, held.due = reach, held.tokens + self.grain
 
