@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import fields, replace
+from typing import Any
+
 import pytest
 import torch
 from traffic import requests, text
 
 from checkpoints import GOLDEN, MASKS, tiny
+from unmask.decoding.loop import Row, decode
+from unmask.decoding.sampling import Draw
+from unmask.engine import step as steps
 from unmask.engine.engine import Engine
 from unmask.engine.load import BETTER, ENOUGH, FADING, Load, _Row
-from unmask.engine.request import Status
+from unmask.engine.request import Request, Status
 from unmask.errors import UnmaskError
 from unmask.lm import LM
 from unmask.models.checkpoint import load_model
@@ -121,6 +128,64 @@ def test_an_engine_under_load_ends_all_requests_and_holds_nothing(name, model, o
         assert [text(lm, r) for r in made] == [text(lm, r) for r in plain]
     assert engine.load is not None
     assert sum(count.tokens > 0 for count in engine.load.counts.values()) > 1  # they did change over
+
+
+@pytest.mark.parametrize(("name", "model", "options"), CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_row_decodes_as_the_eager_loop_that_is_told_the_same_at_each_forward(name, model, options, seed, monkeypatch):
+    """The load changes its mind at random; what stands around a row still changes nothing else of it."""
+    monkeypatch.setattr(Engine, "_times", lambda self, reaches: {1: 1.0})
+    lm, rng = tiny(model), random.Random(seed)
+    sizes = {"rows": 4, "max_prompt": 40, "max_new_tokens": 24, "page_size": 16, "prefill_tokens": 16}
+    engine = Engine(lm, name, by_load=True, **sizes, **options)
+    load, asked = engine.load, requests(seed, 9, mixed=False)
+    assert load is not None
+    told: dict[Request, list[int]] = {}
+
+    def enter(row: Request) -> int:
+        told[row] = [rng.choice(load.reaches)]
+        return told[row][0]
+
+    monkeypatch.setattr(load, "choose", lambda rows: [rng.choice(load.reaches) for _ in rows])
+    monkeypatch.setattr(engine.prefills, "enter", enter)
+    once = engine.runner._once
+
+    def noting(rows, width, tokens, used):
+        before = engine.batch.status[:, steps.FLAGS :].sum(-1).tolist()
+        reach = engine.batch.named["reach"].tolist()
+        once(rows, width, tokens, used)
+        after = engine.batch.status[:, steps.FLAGS :].sum(-1).tolist()
+        for row, request in enumerate(engine.scheduler.running):
+            told[request] += [reach[row]] * (after[row] - before[row])
+
+    monkeypatch.setattr(engine.runner, "_once", noting)
+    made = [engine.add(a["prompt"], temperature=a["temperature"], seed=a["seed"]) for a in asked]
+    engine.run()
+    for request in made:
+        (row,) = as_told(lm, engine.method, request, told[request])
+        assert request.canvas[: len(text(lm, request))] == row.canvas[: len(text(lm, request))]
+        assert request.counters is not None and request.counters.forwards == row.counters.forwards
+    assert len({reach for each in told.values() for reach in each}) == len(load.reaches)
+
+
+def as_told(lm: LM, method: Any, request: Request, told: list[int]) -> list[Row]:
+    """The eager loop, told `told[0]` for the prefill and the next one at each forward."""
+    kind, left, now = type(method), iter(told[1:]), []
+
+    class Told(kind):
+        def start(self, state):
+            return kind.start(self, replace(state, reach=torch.tensor([told[0]])))
+
+        def plan(self, state):
+            now[:] = [next(left)]
+            return kind.plan(self, replace(state, reach=torch.tensor(now)))
+
+        def commit(self, state, forward, scores):
+            return kind.commit(self, replace(state, reach=torch.tensor(now)) if now else state, forward, scores)
+
+    made = Told(**{f.name: getattr(method, f.name) for f in fields(method)})
+    draw = Draw(*(torch.tensor([x]) for x in (request.temperature, 1.0, 0, request.seed)))
+    return decode(lm.model, made, [request.prompt], facts=lm.facts, draw=draw, new_tokens=request.max_new_tokens)
 
 
 def test_new_rows_are_told_what_suits_them_all(monkeypatch):
