@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from checkpoints import tiny
-from unmask.engine import engine
+from unmask.engine import engine, parts
 from unmask.errors import UnmaskWarning
 
 PROMPTS = [[5, 6, 7], list(range(20, 50)), [9]]
@@ -16,7 +16,7 @@ PROMPTS = [[5, 6, 7], list(range(20, 50)), [9]]
 
 @pytest.fixture
 def available(monkeypatch):
-    monkeypatch.setattr(engine, "missing", lambda device: "")
+    monkeypatch.setattr(parts, "missing", lambda device: "")
 
 
 class Streamed:

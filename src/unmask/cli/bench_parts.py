@@ -21,7 +21,7 @@ def device_of(asked: str | None) -> str:
     """The device to measure on: a GPU, or the CPU if it was asked for by name."""
     import torch
 
-    from unmask.engine.engine import missing
+    from unmask.engine.parts import missing
 
     if asked is None and not torch.cuda.is_available():
         raise UnmaskError(

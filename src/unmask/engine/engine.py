@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unmask.cache.paged import PagedCache
 from unmask.cache.pages import PagePool, prefix_keys
 from unmask.decoding import Method, build
 from unmask.decoding.counters import NAMES, Counters
@@ -29,16 +28,16 @@ from unmask.decoding.method import doubling
 from unmask.engine import step as steps
 from unmask.engine.batch import Batch, Used
 from unmask.engine.compiled import compiled
-from unmask.engine.fused import FusedTransformer, fuse
+from unmask.engine.fused import FusedTransformer
 from unmask.engine.load import Load
 from unmask.engine.mirror import Mirror, to_device
+from unmask.engine.parts import parts_for
 from unmask.engine.prefill import Prefills
 from unmask.engine.request import Request, Status
 from unmask.engine.runner import Runner
 from unmask.engine.scheduler import Move, Scheduler
 from unmask.engine.tuning import tune_attention
 from unmask.errors import UnmaskError
-from unmask.kernels import runs_kernels
 from unmask.streaming import RowFeeder, Streamer
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class Engine:
         self.device = lm.model.device
         self.pool = PagePool(rows * per_row + 1 if pages is None else pages, page_size)
         self.scheduler = Scheduler(self.pool, rows, prefill_tokens)
-        self.parts = _parts(lm, self.method, self.pool.capacity if slots else 0, page_size, quantise)
+        self.parts = parts_for(lm, self.method, self.pool.capacity if slots else 0, page_size, quantise)
         self.prefills = Prefills(self.parts, lm.facts, self.width, max_new_tokens, per_row)
         self.batch = Batch(self._example(per_row, reaches[-1:]), rows, per_row)
         graphs = self.device.type == "cuda" if graphs is None else graphs
@@ -385,35 +384,6 @@ class Engine:
         last = min(len(prompt), columns) - 1
         tokens = prompt if grain == 0 else prompt[: max(last, 0) // grain * grain]
         return prefix_keys(tokens, self.pool.page_size, self.method.name, grain)
-
-
-def missing(device: torch.device) -> str:
-    """What the engine lacks to run models on this device, "" for nothing."""
-    if device.type != "cuda":
-        return f"it needs a CUDA device, the model is on {device.type}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs a GPU of compute capability 8.0 or higher"
-    return "" if runs_kernels(True) else "it needs Triton, which is not installed"
-
-
-def _parts(lm: LM, method: Method[Any], pages: int, page_size: int, quantise: str | None) -> steps.Parts:
-    config = lm.model.config
-    cache = PagedCache(
-        config.num_layers,
-        pages,
-        page_size,
-        config.num_kv_heads,
-        config.head_dim,
-        device=lm.model.device,
-        dtype=lm.model.dtype,
-    )
-    if lm.model.device.type != "cuda":
-        return steps.Parts(fuse(lm.model, quantise) if quantise else lm.model, method, cache)
-    from unmask.engine.scoring import score, with_carry
-
-    return steps.Parts(
-        fuse(lm.model, quantise), method, cache, score, lambda logits, f: with_carry(logits, f.rows, f.carry)
-    )
 
 
 def _used(requests: list[Request]) -> Used:

@@ -27,7 +27,7 @@ class Keeper:
 
     def can(self, lm: LM, trace: bool) -> bool:
         """Whether the engine can decode this; if not, says why, once."""
-        from unmask.engine.engine import missing
+        from unmask.engine.parts import missing
 
         why = "traces are made by the eager loop alone" if trace else missing(lm.model.device)
         if why and why not in self.told:
