@@ -114,7 +114,7 @@ def test_an_engine_under_load_ends_all_requests_and_holds_nothing(name, model, o
     lm = tiny(model)
     sizes = {"rows": 4, "max_prompt": 40, "max_new_tokens": 16, "page_size": 16, "prefill_tokens": 16}
     engine = Engine(lm, name, by_load=True, **sizes, **options)
-    asked = requests(7, 12, mixed=False)
+    asked = requests(7, 8, mixed=False)
     made = [engine.add(a["prompt"], temperature=a["temperature"], seed=a["seed"]) for a in asked]
     engine.run()
     assert all(r.status is Status.FINISHED for r in made) and engine.pool.used_pages == 0
@@ -131,14 +131,14 @@ def test_an_engine_under_load_ends_all_requests_and_holds_nothing(name, model, o
 
 
 @pytest.mark.parametrize(("name", "model", "options"), CASES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_row_decodes_as_the_eager_loop_that_is_told_the_same_at_each_forward(name, model, options, seed, monkeypatch):
     """The load changes its mind at random; what stands around a row still changes nothing else of it."""
     monkeypatch.setattr(Engine, "_times", lambda self, reaches: {1: 1.0})
     lm, rng = tiny(model), random.Random(seed)
     sizes = {"rows": 4, "max_prompt": 40, "max_new_tokens": 24, "page_size": 16, "prefill_tokens": 16}
     engine = Engine(lm, name, by_load=True, **sizes, **options)
-    load, asked = engine.load, requests(seed, 9, mixed=False)
+    load, asked = engine.load, requests(seed, 6, mixed=False)
     assert load is not None
     told: dict[Request, list[int]] = {}
 
