@@ -20,7 +20,7 @@ from unmask.layout import Layout
 from unmask.lm import LM
 
 
-def told(lm: LM, name: str, options: dict, prompts: list[list[int]], new: int, reach, **more) -> list[Row]:
+def told(lm: LM, name: str, options: dict, prompts: list[list[int]], new: int, reach) -> list[Row]:
     """Decodes with `reach`: a number, or a function of nothing that is asked before each forward."""
     say = reach if callable(reach) else lambda: reach
     method = build(name, options).bind(lm.family, new)
@@ -37,7 +37,7 @@ def told(lm: LM, name: str, options: dict, prompts: list[list[int]], new: int, r
     n = len(prompts)
     draw = Draw(torch.zeros(n), torch.ones(n), torch.zeros(n).long(), torch.arange(n))
     made = Told(**{f.name: getattr(method, f.name) for f in fields(method)})
-    return decode(lm.model, made, prompts, facts=lm.facts, draw=draw, new_tokens=new, **more)
+    return decode(lm.model, made, prompts, facts=lm.facts, draw=draw, new_tokens=new)
 
 
 SAME = [
@@ -46,14 +46,14 @@ SAME = [
     ("wedlm", "wedlm-tiny", {"window_size": 8, "entropy_threshold": 3.0}, 2, {"window_size": 2}),
     ("wedlm", "wedlm-tiny", {"window_size": 8, "entropy_threshold": 3.0, "verify": True}, 4, {"window_size": 4}),
     ("fast_dllm_v2", "fast-dllm-v2-tiny", {"sub_block_size": 4}, 4, {"sub_block_cache": True}),
-    ("fast_dllm_v2", "fast-dllm-v2-tiny", {"sub_block_size": 4, "sliding": True}, 8, {"sub_block_cache": True}),
+    ("fast_dllm_v2", "fast-dllm-v2-tiny", {"sub_block_size": 4, "sliding": True}, 4, {"sub_block_cache": True}),
 ]
 
 
 @pytest.mark.parametrize(("name", "model", "options", "reach", "narrow"), SAME)
 def test_a_row_that_is_told_one_thing_decodes_as_under_the_option(name, model, options, reach, narrow):
     lm, prompts = tiny(model), [p[:9] for p in random_prompts(4, 5)]
-    assert reach in build(name, options).bind(lm.family, 40).reaches(40) or name == "fast_dllm_v2"
+    assert reach in build(name, options).bind(lm.family, 40).reaches(40)
     rows = told(lm, name, options, prompts, 40, reach)
     for row, expected in zip(rows, lm.generate(prompts, method=name, max_new_tokens=40, **(options | narrow))):
         assert row.canvas[: len(expected.ids)] == expected.ids
@@ -91,11 +91,12 @@ def by_hand(lm: LM, prompt: list[int], new: int, block: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_fast_dllm_v2_that_looks_at_one_token_decodes_under_a_causal_mask(seed):
+@pytest.mark.parametrize("sub", [1, 4])
+@pytest.mark.parametrize("seed", range(2))
+def test_fast_dllm_v2_that_looks_at_one_token_decodes_under_a_causal_mask(seed, sub):
     lm = random_lm(seed, "fast-dllm-v2", block=8)
     prompts = random_prompts(seed, 6)
-    rows = told(lm, "fast_dllm_v2", {"block_size": 8, "sub_block_size": 4}, prompts, 20, 1)
+    rows = told(lm, "fast_dllm_v2", {"block_size": 8, "sub_block_size": sub}, prompts, 20, 1)
     for prompt, row in zip(prompts, rows):
         expected = by_hand(lm, prompt, 20, 8)
         assert row.canvas[: len(expected)] == expected

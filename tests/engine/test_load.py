@@ -40,6 +40,8 @@ def known(rates: dict[int, tuple[float, float]], times: dict[int, float] = CARD)
 def test_the_reach_is_the_one_that_decides_most_tokens_a_second(rows, best):
     load = known({1: (1.0, 1), 8: (2.5, 12), 32: (3.0, 32)})
     names = [str(i) for i in range(rows)]
+    for name in names:
+        load.enter(name)
     assert load.choose(names) == [best] * rows
     rates = {r: load.rate(r, rows) for r in load.reaches}
     assert max(rates.values()) <= BETTER * rates[best]
@@ -49,6 +51,8 @@ def test_what_is_unknown_is_tried_by_one_row_until_it_is_known():
     load, rows = Load((1, 8, 32), CARD, 32), [str(i) for i in range(64)]
     done = dict.fromkeys(rows, (0, 0))
     gains, tried = {1: 1, 8: 3, 32: 4}, []
+    for row in rows:
+        load.enter(row)
     for _ in range(200):
         told = load.choose(rows)
         others = [r for r in told if r != load.best]
@@ -86,6 +90,8 @@ def test_one_of_the_new_rows_tries_what_is_unknown():
 
 def test_what_was_given_up_is_tried_again_after_a_while():
     load, rows = known({1: (1.0, 1), 8: (1.0, 12)}), [str(i) for i in range(64)]
+    for row in rows:
+        load.enter(row)
     assert load.choose(rows) == [1] * 64
     told = [load.choose(rows) for _ in range(6 * FADING)]
     assert any(8 in t for t in told) and load.rate(1, 64) is not None
@@ -217,6 +223,8 @@ def test_an_engine_measures_its_steps_at_the_start():
 def test_a_method_that_cannot_look_less_far_says_so():
     with pytest.raises(UnmaskError, match="autoregressive looks as far under any load; leave out by_load"):
         Engine(tiny("qwen2-tiny"), "autoregressive", by_load=True)
+    with pytest.raises(UnmaskError, match="jacobi looks as far under any load; leave out by_load"):
+        Engine(tiny("wedlm-tiny"), "jacobi", by_load=True, block_size=1)
 
 
 @pytest.mark.gpu

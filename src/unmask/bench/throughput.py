@@ -121,7 +121,7 @@ def measure(lm: LM, contender: Contender, prompts: Sequence[list[int]], new_toke
 
 def reaches(lm: LM, method: Method[Any], new_tokens: int) -> bool:
     """Whether a method takes notice of the load."""
-    return bool(method.bind(lm.family, new_tokens).reaches(new_tokens))
+    return len(method.bind(lm.family, new_tokens).reaches(new_tokens)) > 1
 
 
 def free_memory(device: torch.device) -> None:

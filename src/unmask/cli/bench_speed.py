@@ -169,13 +169,14 @@ def throughput(
 
     from unmask.bench import results
     from unmask.bench.throughput import beside, measure, prompts_of, reaches
+    from unmask.decoding import METHODS, Method
 
     lm = subject.lm()
     with out.busy("checking"):
         found = replaying(contenders(wanted, lm, new), rates, lm, subject.random, prompt, new)
     if by_load and not any(reaches(lm, one.method, new) for one in found):
-        able = "d2f, fast_dllm_v2, jacobi and wedlm do"
-        raise UnmaskError(f"--by-load: none of {methods_} takes notice of the load; {able}")
+        able = ", ".join(name for name, kind in sorted(METHODS.items()) if kind.reaches is not Method.reaches)
+        raise UnmaskError(f"--by-load: {methods_} takes no notice of the load; {able} do")
     asked = {"prompt": None if task else prompt, "new_tokens": new, "task": task}
     data = results.head("throughput", lm, model, random=subject.random, engine=engine, asked=asked)
     about = f"problems of {task}" if task else f"prompts of {prompt} tokens"

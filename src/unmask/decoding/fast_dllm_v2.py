@@ -101,7 +101,7 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
             scratch=torch.zeros_like(state.done),
             round=torch.zeros_like(start),
             kept=None if state.reach is None and not self.sliding else start,
-            chain=None if state.reach is None else state.reach < self.sub_block_size,
+            chain=None if state.reach is None else state.reach == 1,
         )
 
     def score_rule(self, state: SubBlockState) -> ScoreRule:
@@ -120,8 +120,8 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
 
     def _first(self, state: SubBlockState) -> Tensor:
         """First position of the sub-block in work [B]; where the window slides, the first open one."""
-        sub = 1 if self.sliding else self.sub_block_size
-        return state.start + torch.div(self._open(state) - state.start, sub, rounding_mode="floor") * sub
+        first = self._open(state)
+        return first if self.sliding else first - (first - state.start) % self.sub_block_size
 
     def _stale(self, state: SubBlockState, first: Tensor) -> Tensor:
         """Where a window begins [B] whose first prediction is of the position `first`: at a row that speaks of it, and
@@ -179,23 +179,23 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
 
     def commit(self, state: SubBlockState, forward: Forward, scores: Scores) -> SubBlockState:
         eligible = state.open_at(forward.targets)
-        full, reached = forward.kind == Kind.COMMIT, self._open(state)
+        full, kept = forward.kind == Kind.COMMIT, state.kept
+        if kept is not None:  # what stands before the first open position has been run with its tokens
+            kept = torch.where(forward.kind == Kind.PREFILL, kept, self._open(state))
         passing = full | (forward.kind == Kind.PREFILL)  # the first target is a block's first token
         bridge = passing[:, None] & (torch.arange(eligible.shape[1], device=passing.device) == 0)
         state, token, chosen = self.choose(state, forward, scores, eligible & ~bridge, (~passing).long())
         token = torch.where(bridge, scores.greedy, token) if self.greedy_bridge else token
         state = state.fill(forward.targets, token, chosen | (bridge & eligible))
         ended, start = full, torch.where(full, state.start + self.size, state.start)
-        kept, chain = state.kept, state.chain
-        if kept is not None:  # what stood before the first open position has been run with its tokens
-            kept = torch.where(full, start, torch.where(forward.kind == Kind.PREFILL, kept, reached))
+        kept, chain = None if kept is None else torch.where(full, start, kept), state.chain
         begun = state.open_at(forward.targets).any(-1) & (self.fused_commit | ~passing)
         scratch = (forward.kind == Kind.DENOISE) | (forward.kind == Kind.WINDOW)
         if chain is not None and state.reach is not None:
             scratch &= ~chain & (self.sub_block_cache | (state.reach < self.size))
             # Where rows may look further again, the block is run as a whole as its last forward.
             block = state.start[:, None] + torch.arange(self.size, device=start.device)
-            complete, further = chain & ~state.open_at(block).any(-1), state.reach >= self.sub_block_size
+            complete, further = chain & ~state.open_at(block).any(-1), state.reach > 1
             ended, chain = ended | complete, torch.where(full | complete, ~further, chain)
             start = torch.where(complete & ~further, start + self.size, start)
         else:

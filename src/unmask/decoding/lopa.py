@@ -26,7 +26,7 @@ from torch import Tensor
 from unmask.decoding.branches import surest, unweave, weave, worth
 from unmask.decoding.d2f import D2F, RANKS, PipelineState
 from unmask.decoding.forward import Forward, Kind, State
-from unmask.decoding.method import extend, option, register
+from unmask.decoding.method import Method, extend, option, register
 from unmask.decoding.sampling import Scores
 
 
@@ -55,6 +55,8 @@ class BranchState(PipelineState):
 class LoPA(D2F):
     """Pipelined blocks as in D2F, with lookahead branches in every forward."""
 
+    reaches = Method.reaches  # nowhere: what branches gain and cost is another count
+
     num_lookahead: int = option(3, "branches beside the anchor; 0: D2F", low=0, high=64)
     rank: str = option("entropy", "what ranks branches and forced tokens", alias=("sampling_strategy",), choices=RANKS)
     full_window: bool = option(
@@ -80,9 +82,6 @@ class LoPA(D2F):
 
     def grain(self) -> int | None:
         return None if self.full_window else 0
-
-    def reaches(self, new_tokens: int) -> tuple[int, ...]:
-        return ()  # what branches gain and cost is another count
 
     def start(self, state: State) -> BranchState:
         base = super().start(state)

@@ -101,7 +101,7 @@ class Method(Generic[S]):
 
     def reaches(self, new_tokens: int) -> tuple[int, ...]:
         """How far rows can be told to look by the load (`State.reach`), in tokens of a forward, the least first; 1: one
-        token a forward, as autoregressive decoding. (): the method takes no notice of it."""
+        token a forward, as autoregressive decoding. Fewer than two: it takes no notice of it."""
         return ()
 
     def start(self, state: State) -> S:

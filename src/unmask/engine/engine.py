@@ -113,7 +113,7 @@ class Engine:
         self.max_prompt, self.max_new_tokens = max_prompt, max_new_tokens
         self.share_prefixes = share_prefixes and self.method.cached
         reaches = self.method.reaches(max_new_tokens) if by_load else ()
-        if by_load and not reaches:
+        if by_load and len(reaches) < 2:
             raise UnmaskError(f"{self.method.name} looks as far under any load; leave out by_load")
         self.width = self.method.limit(max_prompt, max_new_tokens)
         if self.width > lm.model.config.max_positions:

@@ -94,11 +94,11 @@ class Load:
         return rates
 
     def choose(self, rows: Sequence[Hashable]) -> list[int]:
-        """What each row of a step is told."""
+        """What each row of a step is told; all have entered."""
         self._fade()
         rates = self.weigh(len(rows))
         unknown = [reach for reach in self.reaches if reach not in rates]
-        held = [self._rows[row] if row in self._rows else self._new(row) for row in rows]
+        held = [self._rows[row] for row in rows]
         trial = None
         if unknown:
             trial = next((one for one in held if one.reach in unknown), held[-1])
@@ -112,9 +112,8 @@ class Load:
         """What a row is told from its first forward on."""
         unknown = [reach for reach in self.reaches if self.counts[reach].forwards < ENOUGH]
         tried = any(held.reach in unknown for held in self._rows.values())
-        held = self._new(row)
-        held.reach = unknown[-1] if unknown and not tried else self.best
-        return held.reach
+        self._rows[row] = _Row(unknown[-1] if unknown and not tried else self.best)
+        return self._rows[row].reach
 
     def saw(self, row: Hashable, tokens: int, forwards: int, columns: int) -> None:
         """A row's status: tokens decided and forwards made so far, columns of its next forward."""
@@ -132,10 +131,6 @@ class Load:
     def forget(self, row: Hashable) -> None:
         """The row has left."""
         self._rows.pop(row, None)
-
-    def _new(self, row: Hashable) -> _Row:
-        self._rows[row] = _Row(self.best)
-        return self._rows[row]
 
     def _tell(self, held: _Row, reach: int) -> None:
         if held.reach != reach:
