@@ -274,11 +274,12 @@ class Engine:
         if len(self.widths) == 1:
             return self.widths[0], None
         need = {r: self._need[r] for r in self.scheduler.running}
-        tokens = {w: self._tokens(rows, w, sum(n for n in need.values() if n <= w)) for w in self.widths}
+        fits = {w: [n for n in need.values() if n <= w] for w in self.widths}
+        tokens = {w: self._tokens(rows, w, sum(n)) for w, n in fits.items() if n}
         if any(self._passed.get(r, 0) >= PATIENCE for r in need):
             width = next(w for w in self.widths if w >= max(need.values()))
         else:
-            gain = {w: sum(n <= w for n in need.values()) / self.runner.cost(rows, t) for w, t in tokens.items()}
+            gain = {w: len(fits[w]) / self.runner.cost(rows, t) for w, t in tokens.items()}
             width = max(gain, key=lambda w: gain[w])
         for request, columns in need.items():
             self._passed[request] = self._passed.get(request, 0) + 1 if columns > width else 0

@@ -81,6 +81,8 @@ class Runner:
     def cost(self, rows: int, tokens: int) -> float:
         """Milliseconds of such a step as measured when it was captured; before that, and without graphs, a guess by the
         nearest number of tokens that was."""
+        if (rows, tokens) in self.costs:
+            return self.costs[rows, tokens]
         known = {t: c for (r, t), c in self.costs.items() if r == rows}
         near = min(known, key=lambda t: abs(t - tokens), default=tokens)
         # Up to some 256 tokens reading the weights is what a step costs.
