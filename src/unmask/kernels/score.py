@@ -246,7 +246,7 @@ def _merge(
 
 def _block(rows: int, vocab: int) -> int:
     """Tokens a split: few where there are few rows, so that all of the card has work."""
-    block = 1024 if rows <= 4 else 2048 if rows <= 16 else 4096
+    block = 1024 if rows <= 4 else 2048
     return min(block, triton.next_power_of_2(vocab))
 
 
@@ -287,7 +287,7 @@ def score(
     numbers = number.unsqueeze(-1).expand(B, R) if number.dim() == 1 else number
     rule = {"BAN": ban, "BAN_CONFIDENCE": ban_confidence, "RANK": rank, "STOCHASTIC": stochastic, "RAW": raw}
     shape = (R, V, splits, *logits.stride()[:2])
-    warps = max(1, min(8, block // 512))
+    warps = 2 if block <= 2048 else 4  # the fewest that hold a split: each waits for the others at every sum
     _split[(B * R * splits,)](logits, temperature, parts, places, masses, *shape, **rule, BLOCK=block, num_warps=warps)
     _merge[(B * R,)](
         *(logits, temperature, seed, numbers, targets, parts, places, masses, token, greedy, prob, ranked),
