@@ -185,9 +185,16 @@ def _status(method: Method[Any], state: State, old: Tensor, run: Planned, bad: T
     final = torch.where(state.open, index, state.end[:, None]).amin(-1).clamp(max=state.end) - state.prompt
     kinds = torch.arange(len(KINDS), device=device)
     count = (forward.kind[:, None] == kinds) & (live & forward.valid.any(-1))[:, None]
-    # Where there is one width alone, nobody asks: the next forward need not be planned twice.
     widest = torch.full_like(state.prompt, run.widest)
-    need = torch.where(state.done, 0, columns(method.plan(state)) if run.widest > NARROWEST else widest)
+    if run.widest <= NARROWEST:  # there is one width alone, and nobody asks
+        need = widest
+    elif forward.tokens.shape[1] == 1:
+        # Who looked at one token will nearly always do so again, which saves a second plan. Who will not sits out a
+        # step of that width, and is counted with the widest then.
+        need = torch.where(live, 1, widest)
+    else:
+        need = columns(method.plan(state))
+    need = torch.where(state.done, 0, need)
     flags = torch.stack([state.done.int(), failed, need.int(), final.int()], -1)
     return torch.cat([flags, old[:, FLAGS:] + count.int()], -1)
 
