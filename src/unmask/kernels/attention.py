@@ -235,12 +235,12 @@ def _attend(
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    offset = tl.arange(0, BLOCK_N)
 
     keys_ptr += g.to(tl.int64) * keys_g
     values_ptr += g.to(tl.int64) * values_g
+    table_ptr += row * pages
     t = tl.arange(0, BLOCK_T)
-    table = tl.load(table_ptr + row * pages + t, mask=t < pages, other=0)
+    table = tl.load(table_ptr + t, mask=t < pages, other=0)
     # All that was read until here is of the step's plan, written long ago; queries and keys by the kernel ahead.
     follow(OVERLAP)
     q = tl.load(
@@ -248,55 +248,27 @@ def _attend(
         mask=real[:, None] & has_d,
         other=0.0,
     )
-    for block in tl.range(first, tl.minimum(last, clear), num_stages=STAGES):
-        if PAGE % BLOCK_N == 0:
-            page = tl.sum(tl.where(t == block * BLOCK_N // PAGE, table, 0), 0)
-            begin = page * PAGE + block * BLOCK_N % PAGE
-            slot = begin.to(tl.int64) + offset
-        else:
-            n = block * BLOCK_N + offset
-            page = tl.load(table_ptr + row * pages + n // PAGE)
-            slot = page.to(tl.int64) * PAGE + n % PAGE
-        if WHOLE:
-            k = keys_block.load([begin, g * SIZE])
-            v = values_block.load([begin, g * SIZE])
-        elif SIZE == BLOCK_D:
-            k = tl.load(keys_ptr + slot[:, None] * keys_s + d[None, :])
-            v = tl.load(values_ptr + slot[:, None] * values_s + d[None, :])
-        else:
-            k = tl.load(keys_ptr + slot[:, None] * keys_s + d[None, :], mask=has_d, other=0.0)
-            v = tl.load(values_ptr + slot[:, None] * values_s + d[None, :], mask=has_d, other=0.0)
-        best, total, acc = _absorb(q, k, v, None, scale, best, total, acc)
-
-    for block in tl.range(tl.maximum(first, clear), tl.minimum(last, cached), num_stages=1):
-        n = block * BLOCK_N + offset
-        inside = n < seen
-        page = tl.load(table_ptr + row * pages + n // PAGE, mask=inside, other=0)
-        slot = page.to(tl.int64) * PAGE + n % PAGE
-        keep = tl.load(readable_ptr + row * pages * PAGE + n, mask=inside, other=0) != 0
-        mask = inside[:, None] & has_d
-        k = tl.load(keys_ptr + slot[:, None] * keys_s + d[None, :], mask=mask, other=0.0)
-        v = tl.load(values_ptr + slot[:, None] * values_s + d[None, :], mask=mask, other=0.0)
-        best, total, acc = _absorb(q, k, v, keep[None, :], scale, best, total, acc)
-
+    best, total, acc = _over_clear(
+        *(q, keys_ptr, values_ptr, keys_block, values_block, g, table_ptr, t, table, keys_s, values_s),
+        *(first, tl.minimum(last, clear), scale, best, total, acc),
+        *(SIZE, PAGE, WHOLE, BLOCK_N, BLOCK_D, STAGES),
+    )
+    best, total, acc = _over_marked(
+        *(q, keys_ptr, values_ptr, table_ptr, readable_ptr + row * pages * PAGE, seen, keys_s, values_s),
+        *(tl.maximum(first, clear), tl.minimum(last, cached), scale, best, total, acc),
+        *(SIZE, PAGE, BLOCK_N, BLOCK_D),
+    )
     if PACKED:
         k_ptr += start * k_w + g * k_g
         v_ptr += start * v_w + g * v_g
     else:
         k_ptr += row * k_b + g * k_g
         v_ptr += row * v_b + g * v_g
-    for block in tl.range(tl.maximum(first - cached, 0), last - cached, num_stages=STAGES if SKIP else 1):
-        w = block * BLOCK_N + offset
-        inside = w < used
-        order_k = tl.load(order_ptr + at + w, mask=inside, other=0)
-        lane_k = tl.load(lane_ptr + at + w, mask=inside, other=0)
-        segment_k = tl.load(segment_ptr + at + w, mask=inside, other=_PAD)
-        keep = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
-        keep = keep & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None])) & inside[None, :]
-        mask = inside[:, None] & has_d
-        k = tl.load(k_ptr + w[:, None] * k_w + d[None, :], mask=mask, other=0.0)
-        v = tl.load(v_ptr + w[:, None] * v_w + d[None, :], mask=mask, other=0.0)
-        best, total, acc = _absorb(q, k, v, keep, scale, best, total, acc)
+    best, total, acc = _over_window(
+        *(q, k_ptr, v_ptr, order_ptr + at, lane_ptr + at, segment_ptr + at, order_q, lane_q, segment_q, k_w, v_w, used),
+        *(tl.maximum(first - cached, 0), last - cached, scale, best, total, acc),
+        *(SIZE, BLOCK_N, BLOCK_D, STAGES if SKIP else 1),
+    )
 
     heads = kv_heads * GROUP
     index = ((start + column) * heads + head) * splits + split
@@ -306,6 +278,134 @@ def _attend(
     if SPLIT:
         lse = tl.where(total == 0, float("-inf"), best + tl.log2(tl.where(total == 0, 1.0, total)))
         tl.store(lse_ptr + index, lse, mask=real)
+
+
+@triton.jit
+def _over_clear(
+    q: tl.tensor,  # [BLOCK_M, BLOCK_D]
+    keys_ptr: tl.tensor,  # of the K/V head
+    values_ptr: tl.tensor,
+    keys_block: tl.tensor_descriptor,
+    values_block: tl.tensor_descriptor,
+    g: tl.tensor,
+    table_ptr: tl.tensor,  # [T], of the row
+    t: tl.tensor,
+    table: tl.tensor,  # the same in registers
+    keys_s: tl.tensor,
+    values_s: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    scale: tl.tensor,
+    best: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    SIZE: tl.constexpr,
+    PAGE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The online softmax over cached blocks [first, last), all of whose keys are read."""
+    offset, d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)[None, :]
+    for block in tl.range(first, last, num_stages=STAGES):
+        if PAGE % BLOCK_N == 0:
+            page = tl.sum(tl.where(t == block * BLOCK_N // PAGE, table, 0), 0)
+            begin = page * PAGE + block * BLOCK_N % PAGE
+            slot = begin.to(tl.int64) + offset
+        else:
+            n = block * BLOCK_N + offset
+            page = tl.load(table_ptr + n // PAGE)
+            slot = page.to(tl.int64) * PAGE + n % PAGE
+        if WHOLE:
+            k = keys_block.load([begin, g * SIZE])
+            v = values_block.load([begin, g * SIZE])
+        elif SIZE == BLOCK_D:
+            k = tl.load(keys_ptr + slot[:, None] * keys_s + d)
+            v = tl.load(values_ptr + slot[:, None] * values_s + d)
+        else:
+            k = tl.load(keys_ptr + slot[:, None] * keys_s + d, mask=d < SIZE, other=0.0)
+            v = tl.load(values_ptr + slot[:, None] * values_s + d, mask=d < SIZE, other=0.0)
+        best, total, acc = _absorb(q, k, v, None, scale, best, total, acc)
+    return best, total, acc
+
+
+@triton.jit
+def _over_marked(
+    q: tl.tensor,
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    table_ptr: tl.tensor,
+    readable_ptr: tl.tensor,  # [N], of the row
+    seen: tl.tensor,
+    keys_s: tl.tensor,
+    values_s: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    scale: tl.tensor,
+    best: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    SIZE: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The same over cached blocks of which only the readable keys are read."""
+    offset, d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)[None, :]
+    for block in tl.range(first, last, num_stages=1):
+        n = block * BLOCK_N + offset
+        inside = n < seen
+        page = tl.load(table_ptr + n // PAGE, mask=inside, other=0)
+        slot = page.to(tl.int64) * PAGE + n % PAGE
+        keep = tl.load(readable_ptr + n, mask=inside, other=0) != 0
+        mask = inside[:, None] & (d < SIZE)
+        k = tl.load(keys_ptr + slot[:, None] * keys_s + d, mask=mask, other=0.0)
+        v = tl.load(values_ptr + slot[:, None] * values_s + d, mask=mask, other=0.0)
+        best, total, acc = _absorb(q, k, v, keep[None, :], scale, best, total, acc)
+    return best, total, acc
+
+
+@triton.jit
+def _over_window(
+    q: tl.tensor,
+    k_ptr: tl.tensor,  # of the row and K/V head
+    v_ptr: tl.tensor,
+    order_ptr: tl.tensor,  # [W], of the row
+    lane_ptr: tl.tensor,
+    segment_ptr: tl.tensor,
+    order_q: tl.tensor,  # [BLOCK_M]
+    lane_q: tl.tensor,
+    segment_q: tl.tensor,
+    k_w: tl.tensor,
+    v_w: tl.tensor,
+    used: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    scale: tl.tensor,
+    best: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The same over blocks of the window, under the rule of `layout.visible`."""
+    offset, d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)[None, :]
+    for block in tl.range(first, last, num_stages=STAGES):
+        w = block * BLOCK_N + offset
+        inside = w < used
+        order_k = tl.load(order_ptr + w, mask=inside, other=0)
+        lane_k = tl.load(lane_ptr + w, mask=inside, other=0)
+        segment_k = tl.load(segment_ptr + w, mask=inside, other=_PAD)
+        keep = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
+        keep = keep & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None])) & inside[None, :]
+        mask = inside[:, None] & (d < SIZE)
+        k = tl.load(k_ptr + w[:, None] * k_w + d, mask=mask, other=0.0)
+        v = tl.load(v_ptr + w[:, None] * v_w + d, mask=mask, other=0.0)
+        best, total, acc = _absorb(q, k, v, keep, scale, best, total, acc)
+    return best, total, acc
 
 
 @triton.jit
