@@ -1,8 +1,7 @@
 """Products with a fixed weight, each done the way that was measured to be fastest for its number of tokens.
 
-Ways: the library (cuBLAS through PyTorch) and the other kernels it proposes (`engine.blas`), Triton kernels for few
-tokens (`kernels.gemm`, `kernels.even`), and for float8 weights PyTorch's scaled product. Until `tuning.tune` has
-measured, and always in float32 and off the GPU, it is the library.
+Ways: the library (cuBLAS through PyTorch), Triton kernels for few tokens (`kernels.gemm`), and for float8 weights
+PyTorch's scaled product. Until `tuning.tune` has measured, and always in float32 and off the GPU, it is the library.
 
 Shapes: T tokens, K inputs, N outputs, I inner width of an MLP.
 """
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.engine.blas import multiply
 from unmask.kernels import runs_kernels
 
 if TYPE_CHECKING:
@@ -30,9 +28,9 @@ LARGEST = 448.0  # of FLOAT8
 class Way:
     """How a product is done. The numbers are those of the kernels `gemm.thin`, `gemm.vector` and `even.even`."""
 
-    kind: Literal["library", "proposed", "scaled", "narrow", "even", "thin", "vector"] = "library"
-    """proposed: by `blas.multiply`. scaled, narrow: float8 times float8, tokens rounded to it by rows or by groups of
-    inputs (`kernels.groups`). The other kinds round weights alone. narrow and even are the kernel `even.even`."""
+    kind: Literal["library", "scaled", "narrow", "even", "thin", "vector"] = "library"
+    """scaled, narrow: float8 times float8, tokens rounded to it by rows or by groups of inputs (`kernels.groups`). The
+    other kinds round weights alone. narrow and even are the kernel `even.even`."""
     block_n: int = 0
     block_k: int = 0
     splits: int = 1
@@ -41,14 +39,10 @@ class Way:
     gated: bool = False
     """The kernel finishes silu(gate) * up itself."""
     rest: int = 0
-    number: int = 0
-    """Of the proposal."""
 
     def __str__(self) -> str:
         if self.kind in ("library", "scaled"):
             return self.kind
-        if self.kind == "proposed":
-            return f"proposed {self.number}"
         tile = f"{self.block_n}{f'+{self.rest}' if self.rest else ''}{f'x{self.block_k}' if self.block_k else ''}"
         pipeline = "" if self.kind == "vector" else f" s{self.stages} /{self.splits}"
         return f"{self.kind} {tile} w{self.warps}{pipeline}{' gated' if self.gated else ''}"
@@ -97,8 +91,6 @@ class FastLinear:
         assert isinstance(x_TK, Tensor)
         if way.kind == "library":
             return F.linear(x_TK, self.wide(x_TK.dtype), self.bias)
-        if way.kind == "proposed":
-            return multiply(x_TK, self.weight, self.bias, way.number)
         if way.kind == "scaled":
             return self._scaled(x_TK)
         from unmask.kernels import gemm

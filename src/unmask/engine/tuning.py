@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.engine.blas import proposals
 from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way
 from unmask.kernels.shares import GROUP, STEP, shares, tile_tokens
 
@@ -86,9 +85,6 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
     if dtype not in (torch.bfloat16, torch.float16):
         return [LIBRARY]
     found = [LIBRARY]
-    if linear.scale is None:
-        count = proposals(linear.weight, tokens, linear.bias is not None)
-        found += [Way("proposed", number=number) for number in range(count)]
     aligned = outputs % 16 == 0 and inputs % 16 == 0
     if linear.scale is not None and tokens >= SCALED_FROM and aligned and dtype == torch.bfloat16:
         found += [Way("scaled")] if card.capability >= (9, 0) else []

@@ -108,9 +108,7 @@ def silu_mul(gate_up_TX: Tensor, narrow: bool = False) -> Tensor | Narrow:
     assert gate_up_TX.is_contiguous()
     tokens, inner = gate_up_TX.shape[0], gate_up_TX.shape[1] // 2
     out = Narrow.empty(tokens, inner, gate_up_TX.device) if narrow else gate_up_TX.new_empty(tokens, inner)
-    # Large programs read best; where groups are rounded, small ones, whose sums stay within a warp.
-    block, warps = (1024, 1) if narrow else (2048, 8)
-    block = min(block, triton.next_power_of_2(inner))
+    block = min(1024, triton.next_power_of_2(inner))
     # Rows along the first axis of the grid: the second ends at 65535.
     _silu_mul[(tokens, triton.cdiv(inner, block))](
         gate_up_TX,
@@ -119,7 +117,7 @@ def silu_mul(gate_up_TX: Tensor, narrow: bool = False) -> Tensor | Narrow:
         inner,
         NARROW=narrow,
         BLOCK=block,
-        num_warps=warps,
+        num_warps=4,
         **overlapped(gate_up_TX.is_cuda),
     )
     return out
