@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way, dequantise, quantise
-from unmask.engine.tuning import TILES, Card, microseconds, tune, ways
+from unmask.engine.tuning import TILES, Card, Timing, descend, microseconds, tune, tune_layers, ways
 from unmask.kernels import runs_kernels
 
 H100 = Card(132, 232448, (9, 0))
@@ -72,7 +72,8 @@ def test_float32_and_many_tokens_are_left_to_the_library():
 def test_one_token_is_tried_without_matrix_units_and_the_library_is_always_tried():
     linear = FastLinear(weight(4608, 128, dtype=torch.bfloat16))
     assert set(kinds(linear, 1)) == {"library", "vector", "thin"}
-    assert set(kinds(linear, 2)) == {"library", "thin"}
+    assert set(kinds(linear, 2)) == {"library", "even", "thin"}
+    assert set(kinds(linear, 2, card=CONSUMER)) == {"library", "thin"}
     assert kinds(linear, 2)[0] == "library" and len(set(ways(linear, 1, torch.bfloat16, H100))) == len(kinds(linear, 1))
 
 
@@ -110,6 +111,67 @@ def test_a_sum_is_cut_until_each_processor_has_a_program_and_a_gated_one_never()
             assert 2 * way.splits <= steps
     gated = ways(GatedLinear(linear.weight), 1, torch.bfloat16, H100)
     assert {way.splits for way in gated} == {1} and all(way.gated for way in gated if way.kind != "library")
+
+
+@pytest.mark.parametrize("tokens", [2, 32, 64, 65, 128, 256])
+@pytest.mark.parametrize("kind", [FastLinear, GatedLinear])
+@pytest.mark.parametrize("narrow", [True, False])
+def test_even_shares_fit_and_leave_no_processor_a_second_turn(tokens, kind, narrow):
+    outputs, inputs = 4608, 3584
+    linear = eight(outputs, inputs, kind) if narrow else kind(weight(outputs, inputs, dtype=torch.bfloat16))
+    item, step, block_t = (1, 128, 64 if tokens <= 64 else 128) if narrow else (2, 64, 64 if tokens <= 64 else 128)
+    found = [way for way in ways(linear, tokens, torch.bfloat16, H100) if way.kind in ("even", "narrow")]
+    assert found or (narrow and kind is GatedLinear and tokens > 64)
+    for way in found:
+        sums = 2 if way.gated else 1
+        wide = (way.block_n + way.rest) * sums
+        assert way.stages * step * (wide + block_t) * item < H100.shared and 1 <= way.early <= way.stages
+        assert wide * block_t / (32 * way.warps) <= (80 if narrow else 160)
+        programs = -(-outputs // wide) * way.splits * -(-tokens // block_t)
+        assert programs <= 132 or (narrow and way.splits == 1)
+
+
+def test_a_sum_in_parts_is_whole_where_it_is_asked_for_whole():
+    class Parts(FastLinear):
+        def run(self, way, x_TK):
+            return torch.stack([F.linear(x_TK[:, :8], self.weight[:, :8]), F.linear(x_TK[:, 8:], self.weight[:, 8:])])
+
+    w, bias, x = weight(6, 24), weight(1, 6, 1)[0], weight(5, 24, 2)
+    for given in (None, bias):
+        torch.testing.assert_close(Parts(w, given, adds=True).whole(x), F.linear(x, w, given))
+    assert torch.equal(FastLinear(w, bias, adds=True).whole(x), F.linear(x, w, bias))
+
+
+def test_ways_are_chosen_for_what_they_cost_together():
+    a, b, c = (Way("thin", n) for n in (16, 32, 64))
+    # b is the best first one alone, but not beside b as the second.
+    costs = {(a, a): 9, (b, a): 5, (c, a): 7, (b, b): 6, (b, c): 4, (a, c): 3, (c, c): 8}
+    assert descend([[a, b, c], [a, b, c]], lambda ways: costs.get(tuple(ways), 10)) == [a, c]
+    assert descend([[b], [c]], lambda ways: 1 / 0) == [b, c]
+    timing = Timing(1, 1, 2, 1, {c: 1.36, b: 1.0, a: 1.2}, b)
+    assert timing.close() == [b, a]
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_are_tuned_together_and_compute_the_same(bias):
+    def layer(seed):
+        given = weight(1, 768, seed)[0].bfloat16().cuda() if bias else None
+        first = FastLinear(weight(768, 512, seed, torch.bfloat16).cuda(), given, adds=True)
+        second = GatedLinear(weight(2048, 512, seed + 10, torch.bfloat16).cuda())
+        return [first, second, FastLinear(weight(512, 1024, seed + 20, torch.bfloat16).cuda(), adds=True)]
+
+    layers = [layer(seed) for seed in range(3)]
+    timings = tune_layers(layers, 8, torch.bfloat16)
+    assert [t.outputs for t in timings] == [768, 2048, 512] and all(t.best in t.close() for t in timings)
+    assert all(linear.ways == {8: t.best} for linears in layers for linear, t in zip(linears, timings))
+    again = [layer(7)]
+    assert tune_layers(again, 8, torch.bfloat16) is timings and again[0][0].ways == {8: timings[0].best}
+    for linear in layers[1]:
+        x = weight(8, linear.weight.shape[1], 3, torch.bfloat16).cuda()
+        plain = type(linear)(linear.weight, linear.bias)
+        torch.testing.assert_close(linear.whole(x), plain(x), rtol=2e-2, atol=2e-1)
 
 
 @pytest.mark.gpu

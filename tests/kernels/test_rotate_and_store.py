@@ -42,7 +42,7 @@ def run(device: str, dtype: torch.dtype, heads: int, kv_heads: int, size: int, r
     behind = buffer[:, columns:].clone()
 
     weights = [m.weight.data if norm else None for m in norms]
-    rotate_and_store(qkv, cos, sin, *weights, EPS, heads, kv_heads, size, *held, store)
+    rotate_and_store(qkv, None, cos, sin, *weights, EPS, heads, kv_heads, size, *held, store)
     pairs = [(qkv, torch.cat([q, k, v], 1).flatten(1)), (held[0], keys), (held[1], values)]
     tolerance = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
     if device == "cpu" and dtype == torch.bfloat16:
@@ -75,12 +75,34 @@ def test_a_layer_of_the_paged_cache_is_written(device):
     cos, sin = torch.ones(4, 16, device=device), torch.zeros(4, 16, device=device)
     before = qkv.clone()
     none = torch.full((4,), -1, device=device)
-    rotate_and_store(qkv, cos, sin, None, None, EPS, 2, 2, 16, held[0, 1], held[1, 1], none)
+    rotate_and_store(qkv, None, cos, sin, None, None, EPS, 2, 2, 16, held[0, 1], held[1, 1], none)
     assert torch.equal(qkv, before)
     assert not held.any()
     rotate_and_store(
-        qkv, cos, sin, None, None, EPS, 2, 2, 16, held[0, 1], held[1, 1], none + 1 + torch.arange(4).to(device)
+        qkv, None, cos, sin, None, None, EPS, 2, 2, 16, held[0, 1], held[1, 1], none + 1 + torch.arange(4).to(device)
     )
     assert torch.equal(held[0, 1, :4].flatten(1), before[:, 32:64])
     assert torch.equal(held[1, 1, :4].flatten(1), before[:, 64:])
     assert int((held != 0).any(-1).sum()) == 2 * 4 * 2
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("dtype", "rotated"), [(torch.float32, 16), (torch.float16, 10)])
+def test_the_parts_of_a_sum_are_added_in_order_and_rounded_once(device, dtype, rotated, with_bias):
+    parts = torch.randn(3, 5, 6 * 16, device=device)
+    bias = torch.randn(6 * 16, device=device).to(dtype) if with_bias else None
+    total = parts[0] + parts[1] + parts[2]
+    whole = (total if bias is None else total + bias).to(dtype)
+    cos, sin = torch.randn(5, rotated // 2, device=device).repeat(1, 2), torch.randn(5, rotated, device=device)
+    sin[:, : rotated // 2] = -sin[:, rotated // 2 :]
+    store = torch.tensor([3, -1, 0, 1, 2], device=device)
+    norms = [torch.randn(16, device=device).to(dtype) for _ in range(2)]
+    found = []
+    for qkv in (parts, whole):
+        held = [torch.zeros(SLOTS, 2, 16, device=device, dtype=dtype) for _ in range(2)]
+        out = rotate_and_store(qkv, bias, cos, sin, *norms, EPS, 2, 2, 16, *held, store)
+        assert out.dtype == dtype and out.shape == (5, 6 * 16)
+        found.append((out, *held))
+    assert found[1][0] is whole
+    for x, y in zip(*found):
+        assert torch.equal(x, y) and bool(x.any())

@@ -21,7 +21,7 @@ from unmask.attention.paged import paged_attention
 from unmask.cache.paged import PagedWindow
 from unmask.engine.linear import FLOAT8, FastLinear, GatedLinear
 from unmask.engine.linear import quantise as to_float8
-from unmask.engine.tuning import Timing, tune
+from unmask.engine.tuning import Timing, tune, tune_layers
 from unmask.errors import UnmaskError, unknown
 from unmask.kernels import runs_kernels
 from unmask.models.mlp import MLP
@@ -161,14 +161,16 @@ class FusedTransformer(Network):
         """
         if self.device.type != "cuda":
             return []
-        groups: defaultdict[object, list[FastLinear]] = defaultdict(list)
-        for linear in (linear for layer in self.layers for linear in layer.linears()):
-            kind = type(linear), linear.weight.shape, linear.weight.dtype, linear.bias is None
-            groups[kind].append(linear)
-        work = [(group, t) for t in sorted(set(tokens)) for group in groups.values()]
-        work += [([self.output], t) for t in sorted(set(asked))]
+        alike: defaultdict[object, list[list[FastLinear]]] = defaultdict(list)
+        for linears in (layer.linears() for layer in self.layers):
+            kind = tuple((x.weight.shape, x.weight.dtype, x.bias is None) for x in linears)
+            alike[kind].append(linears)
+        found: list[Timing] = []
         with torch.inference_mode():
-            return [tune(group, t, self.dtype) for group, t in work]
+            for count in sorted(set(tokens)):
+                for layers in alike.values():
+                    found += tune_layers(layers, count, self.dtype)
+            return found + [tune([self.output], count, self.dtype) for count in sorted(set(asked))]
 
 
 class FusedLayer:
@@ -179,8 +181,8 @@ class FusedLayer:
         self.heads, self.head_dim, self.eps = attention.heads, config.head_dim, config.rms_norm_eps
         self.attention_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
-        self.qkv = FastLinear(*_joined(_qkv(attention), quantised))
-        self.o = FastLinear(*_joined([attention.o_proj], quantised))
+        self.qkv = FastLinear(*_joined(_qkv(attention), quantised), adds=True)
+        self.o = _summed(attention.o_proj, quantised)
         mlp = layer.mlp
         self.mlp = FusedMLP(mlp, quantised) if isinstance(mlp, MLP) else mlp
         if network.device.type == "cuda":
@@ -197,27 +199,28 @@ class FusedLayer:
 
     def attention(self, x_TC: Tensor | Narrow, angles: Angles, layer: int, attend: Attend, shape: torch.Size) -> Tensor:
         """The update of the residual stream, [T, C]; `shape` is [B, W]."""
-        qkv_TX = self.qkv(x_TC)
-        if isinstance(attend, PagedWindow) and runs_kernels(qkv_TX.is_cuda):
-            mixed_BWHD = self._paged(qkv_TX, angles, layer, attend, shape)
+        if isinstance(attend, PagedWindow) and runs_kernels(self.qkv.weight.is_cuda):
+            mixed_BWHD = self._paged(self.qkv(x_TC), angles, layer, attend, shape)
         else:
-            q, k, v = qkv_TX.view(*shape, -1, self.head_dim).split(self.heads, -2)
+            q, k, v = self.qkv.whole(x_TC).view(*shape, -1, self.head_dim).split(self.heads, -2)
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q), self.k_norm(k)
             q, k = rotate(q, *angles).to(v.dtype), rotate(k, *angles).to(v.dtype)
             mixed_BWHD = attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-        return self.o(mixed_BWHD.reshape(len(x_TC), -1), whole=False)
+        return self.o(mixed_BWHD.reshape(len(x_TC), -1))
 
-    def _paged(self, qkv_TX: Tensor, angles: Angles, layer: int, attend: PagedWindow, shape: torch.Size) -> Tensor:
+    def _paged(self, qkv: Tensor, angles: Angles, layer: int, attend: PagedWindow, shape: torch.Size) -> Tensor:
         from unmask.kernels.rope import rotate_and_store
 
         keys_SGD, values_SGD = attend.cache.keys[layer], attend.cache.values[layer]
         heads, kv_heads, _ = self.heads
         cos, sin = angles
-        rotate_and_store(
-            qkv_TX,
-            cos.view(len(qkv_TX), -1),
-            sin.view(len(qkv_TX), -1),
+        tokens = qkv.shape[-2]
+        qkv_TX = rotate_and_store(
+            qkv,
+            self.qkv.bias,
+            cos.view(tokens, -1),
+            sin.view(tokens, -1),
             None if self.q_norm is None else self.q_norm.weight,
             None if self.k_norm is None else self.k_norm.weight,
             self.eps,
@@ -237,10 +240,10 @@ class FusedMLP:
 
     def __init__(self, mlp: MLP, quantised: bool) -> None:
         self.gate_up = GatedLinear(*_joined([mlp.gate_proj, mlp.up_proj], quantised))
-        self.down = FastLinear(*_joined([mlp.down_proj], quantised))
+        self.down = _summed(mlp.down_proj, quantised)
 
     def __call__(self, x_TC: Tensor | Narrow) -> Tensor:
-        return self.down(self.gate_up.activate(x_TC, self.down.narrow(len(x_TC))), whole=False)
+        return self.down(self.gate_up.activate(x_TC, self.down.narrow(len(x_TC))))
 
 
 def add_norm(
@@ -263,6 +266,11 @@ def normed(x_TC: Tensor, update_TC: Tensor | None, norm: RMSNorm) -> Tensor:
     _, out_TC = add_norm(x_TC, update_TC, norm)
     assert isinstance(out_TC, Tensor)
     return out_TC
+
+
+def _summed(part: nn.Linear, quantised: bool) -> FastLinear:
+    """A projection onto the residual stream: `add_norm` adds up the parts of its sums, but no bias."""
+    return FastLinear(*_joined([part], quantised), adds=part.bias is None)
 
 
 def _qkv(attention: Attention) -> list[nn.Linear]:

@@ -39,12 +39,14 @@ class Way:
     gated: bool = False
     """The kernel finishes silu(gate) * up itself."""
     rest: int = 0
+    early: int = 0
 
     def __str__(self) -> str:
         if self.kind in ("library", "scaled"):
             return self.kind
         tile = f"{self.block_n}{f'+{self.rest}' if self.rest else ''}{f'x{self.block_k}' if self.block_k else ''}"
-        pipeline = "" if self.kind == "vector" else f" s{self.stages} /{self.splits}"
+        early = f"e{self.early}" if self.kind in ("even", "narrow") else ""
+        pipeline = "" if self.kind == "vector" else f" s{self.stages}{early} /{self.splits}"
         return f"{self.kind} {tile} w{self.warps}{pipeline}{' gated' if self.gated else ''}"
 
 
@@ -60,6 +62,7 @@ class FastLinear:
         bias: [N], of the model's dtype.
         scale: [N], float32, what outputs are multiplied by (see `quantise`).
         dtype: of the outputs where tokens come in float8.
+        adds: who takes the result adds up the parts of a sum, and then the bias.
         ways: the way for each number of tokens that was measured.
     """
 
@@ -67,14 +70,24 @@ class FastLinear:
     bias: Tensor | None = None
     scale: Tensor | None = None
     dtype: torch.dtype = torch.bfloat16
+    adds: bool = False
     ways: dict[int, Way] = field(default_factory=dict)
 
-    def __call__(self, x_TK: Tensor | Narrow, *, whole: bool = True) -> Tensor:
-        """[T, N]; not `whole`: or, where that saves a pass, the parts of its sums [P, T, N] in float32.
+    def __call__(self, x_TK: Tensor | Narrow) -> Tensor:
+        """[T, N]; with `adds`, where that saves a pass, the parts of its sums [P, T, N] in float32 without bias.
 
         Tokens may be given in float8 where `narrow` says so.
         """
-        return self.run(self.way(len(x_TK)), x_TK, whole)
+        return self.run(self.way(len(x_TK)), x_TK)
+
+    def whole(self, x_TK: Tensor | Narrow) -> Tensor:
+        """[T, N], also with `adds`."""
+        out = self(x_TK)
+        if out.dim() == 2:
+            return out
+        total = out.sum(0)
+        total = total if self.bias is None else total + self.bias
+        return total.to(x_TK.dtype if isinstance(x_TK, Tensor) else self.dtype)
 
     def way(self, tokens: int) -> Way:
         """How the product of so many tokens is done."""
@@ -84,10 +97,10 @@ class FastLinear:
         """Whether the product of so many tokens takes them in float8: whoever makes them saves a pass then."""
         return self.way(tokens).kind == "narrow"
 
-    def run(self, way: Way, x_TK: Tensor | Narrow, whole: bool = True) -> Tensor:
+    def run(self, way: Way, x_TK: Tensor | Narrow) -> Tensor:
         """The product done this way."""
         if way.kind in ("narrow", "even"):
-            return self._even(way, x_TK, whole or self.bias is not None)
+            return self._even(way, x_TK)
         assert isinstance(x_TK, Tensor)
         if way.kind == "library":
             return F.linear(x_TK, self.wide(x_TK.dtype), self.bias)
@@ -99,22 +112,22 @@ class FastLinear:
         sizes = {"block_n": way.block_n, "block_k": way.block_k, "warps": way.warps, "gated": way.gated}
         if way.kind == "vector":
             return gemm.vector(x_TK, *weight, **sizes)
-        merge = whole or self.bias is not None or self.scale is not None
+        merge = not self.adds or self.scale is not None
         return gemm.thin(x_TK, *weight, **sizes, splits=way.splits, stages=way.stages, merge=merge)
 
     def wide(self, dtype: torch.dtype) -> Tensor:
         """The weight in the model's dtype."""
         return self.weight if self.scale is None else dequantise(self.weight, self.scale, dtype)
 
-    def _even(self, way: Way, x_TK: Tensor | Narrow, merge: bool) -> Tensor:
+    def _even(self, way: Way, x_TK: Tensor | Narrow) -> Tensor:
         from unmask.kernels.even import even
         from unmask.kernels.groups import narrowed
 
         x = narrowed(x_TK) if way.kind == "narrow" and isinstance(x_TK, Tensor) else x_TK
         dtype = self.dtype if way.kind == "narrow" else None
         sizes = {"block_n": way.block_n, "rest": way.rest, "splits": way.splits, "gated": way.gated}
-        sizes |= {"warps": way.warps, "stages": way.stages}
-        return even(x, self.weight, self.bias, self.scale, dtype, **sizes, merge=merge)
+        sizes |= {"warps": way.warps, "stages": way.stages, "early": way.early}
+        return even(x, self.weight, self.bias, self.scale, dtype, **sizes, merge=not self.adds)
 
     def _scaled(self, x_TK: Tensor) -> Tensor:
         from unmask.kernels.float8 import quantise_rows
@@ -140,7 +153,7 @@ class GatedLinear(FastLinear):
         way = self.way(len(x_TK))
         return self._finished(way, FastLinear.run(self, way, x_TK), narrow)
 
-    def run(self, way: Way, x_TK: Tensor | Narrow, whole: bool = True) -> Tensor:
+    def run(self, way: Way, x_TK: Tensor | Narrow) -> Tensor:
         out = self._finished(way, FastLinear.run(self, way, x_TK), narrow=False)
         assert isinstance(out, Tensor)
         return out

@@ -11,3 +11,14 @@ from importlib.util import find_spec
 def runs_kernels(cuda: bool) -> bool:
     """Whether Triton kernels take these tensors: on a GPU, and anywhere in Triton's interpreter (for tests)."""
     return (cuda or os.environ.get("TRITON_INTERPRET") == "1") and find_spec("triton") is not None
+
+
+@cache
+def has_gluon() -> bool:
+    """Whether Triton has Gluon as `kernels.even` is written in it."""
+    try:
+        from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait  # noqa: F401
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor  # noqa: F401
+    except ImportError:
+        return False
+    return True

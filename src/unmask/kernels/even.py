@@ -1,10 +1,14 @@
-"""Products whose outputs are shared out evenly, in Triton: as many programs as the GPU runs at once, each with as much
+"""Products whose outputs are shared out evenly, in Gluon: as many programs as the GPU runs at once, each with as much
 to do, so that none is left with a second tile while the others wait.
 
 A program's outputs are a power of two and, where that fits better, a smaller one beside it: 37,888 outputs are 132
 times 287, and a tile of 256 + 32 holds them. Tiles come through the copy engine (TMA) and the tokens are the left
 operand, so that the matrix units take any such number of outputs. Few outputs are shared out by splitting the sum too;
 parts are added in order.
+
+What a product multiplies with is known before the kernel ahead of it has ended: each program first asks for as much of
+its weights as its shared memory holds, then waits for that kernel, then asks for tokens. So the memory is busy while
+norms, rotation and attention wait for each other.
 
 Weights may be float8 (e4m3) with a scale per output. Then the tokens are float8 as well, with a scale for each group of
 128 inputs (`kernels.groups`): a step of the sum is one group, the matrix units add up its products, and what they found
@@ -17,14 +21,19 @@ from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from unmask.kernels.copies import tiles
-from unmask.kernels.gemm import _finish, _gate, merge_parts
+from unmask.kernels.gemm import merge_parts
 from unmask.kernels.groups import Narrow
-from unmask.kernels.overlap import follow, overlapped
+from unmask.kernels.overlap import overlapped, release, wait
 from unmask.kernels.shares import GROUP, STEP, tile_tokens
+
+DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float8_e4m3fn: gl.float8e4nv}
 
 
 def even(
@@ -39,6 +48,7 @@ def even(
     splits: int = 1,
     warps: int = 8,
     stages: int = 4,
+    early: int = 4,
     gated: bool = False,
     merge: bool = True,
 ) -> Tensor:
@@ -51,7 +61,8 @@ def even(
         dtype: of the result where x is float8.
         block_n, rest: outputs of a program are their sum; powers of two, `rest` the smaller or 0.
         splits: parts of the sum at most.
-        warps, stages: of a program, and of its pipeline of loads.
+        warps: 4 or 8 of a program for up to 64 tokens, else 8.
+        stages, early: steps whose tiles are on their way at once, and whose weights do not wait for the kernel ahead.
         gated: the weight is gate above up, [2N, K], and the result silu(gate) * up; allows one part only.
         merge: False returns the parts of a split sum [P, T, N] in float32, scaled, without bias.
     """
@@ -69,9 +80,9 @@ def even(
     none = out  # a pointer that no program follows
     # Token tiles of one weight tile run side by side, so that the weight comes from memory once.
     _even[(triton.cdiv(tokens, block_t), triton.cdiv(outputs, block_n + rest), parts)](
-        tiles(x_TK, block_t, step),
-        tiles(weight_NK, block_n, step),
-        tiles(weight_NK, rest or block_n, step),
+        _tiles(x_TK, block_t, step),
+        _tiles(weight_NK, block_n, step),
+        _tiles(weight_NK, rest or block_n, step),
         x.scales if isinstance(x, Narrow) else none,
         none if bias_N is None else bias_N,
         none if scale_N is None else scale_N,
@@ -82,118 +93,234 @@ def even(
         part,
         NARROW=narrow,
         BIAS=bias_N is not None and parts == 1,
-        GATED=gated,
-        PARTIAL=parts > 1,
-        DTYPE=tl.bfloat16 if out.dtype == torch.bfloat16 else tl.float16,
+        SUMS=2 if gated else 1,
+        DTYPE=DTYPES[out.dtype],
         BLOCK_T=block_t,
         BLOCK_N=block_n,
         REST=rest,
         STEP=step,
+        STAGES=stages,
+        EARLY=min(early, stages),
         num_warps=warps,
-        num_stages=stages,
         **overlapped(x_TK.is_cuda),
     )
     return sums if parts == 1 or not merge else merge_parts(sums, bias_N, None, out)
 
 
-@triton.jit(do_not_specialize=["tokens"])  # one compilation for all numbers of tokens of a tile
+def _tiles(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A matrix, contiguous, of which programs fetch tiles of so many rows and columns; zeros beyond its edges."""
+    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], DTYPES[x.dtype])
+    return TensorDescriptor.from_tensor(x, [rows, columns], layout)
+
+
+@gluon.jit(do_not_specialize=["tokens"])  # one compilation for all numbers of tokens of a tile
 def _even(
-    x_block: tl.tensor_descriptor,  # [T, K]
-    weight_block: tl.tensor_descriptor,  # [N, K] or, gated, [2N, K]
-    rest_block: tl.tensor_descriptor,
-    x_scale_ptr: tl.tensor,  # [T, K / STEP]
-    bias_ptr: tl.tensor,  # [N] or [2N]
-    scale_ptr: tl.tensor,
-    out_ptr: tl.tensor,  # [T, N], partial: [P, T, N]
-    tokens: tl.tensor,
-    outputs: tl.tensor,
-    steps: tl.tensor,
-    part: tl.tensor,  # steps of one part
-    NARROW: tl.constexpr,
-    BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    PARTIAL: tl.constexpr,
-    DTYPE: tl.constexpr,  # of the whole result
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    REST: tl.constexpr,
-    STEP: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    x_block: tma.tensor_descriptor,  # [T, K]
+    weight_block: tma.tensor_descriptor,  # [N, K] or, gated, [2N, K]
+    rest_block: tma.tensor_descriptor,
+    x_scale_ptr: gl.tensor,  # [T, K / STEP]
+    bias_ptr: gl.tensor,  # [N] or [2N]
+    scale_ptr: gl.tensor,
+    out_ptr: gl.tensor,  # [T, N], or the parts [P, T, N]
+    tokens: gl.tensor,
+    outputs: gl.tensor,
+    steps: gl.tensor,
+    part: gl.tensor,  # steps of one part
+    NARROW: gl.constexpr,
+    BIAS: gl.constexpr,
+    SUMS: gl.constexpr,  # 2 with `gated`
+    DTYPE: gl.constexpr,  # of the whole result
+    BLOCK_T: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    REST: gl.constexpr,
+    STEP: gl.constexpr,
+    STAGES: gl.constexpr,
+    EARLY: gl.constexpr,
+    OVERLAP: gl.constexpr,
+    num_warps: gl.constexpr,
 ) -> None:
-    follow(OVERLAP)
-    first_t = tl.program_id(0) * BLOCK_T
-    first_n = tl.program_id(1) * (BLOCK_N + REST)
-    first = tl.program_id(2) * part
-    end = tl.minimum(first + part, steps)
-    t = first_t + tl.arange(0, BLOCK_T)
-    acc = tl.zeros([BLOCK_T, BLOCK_N], dtype=tl.float32)
-    up = acc
-    acc_rest = tl.zeros([BLOCK_T, REST or 16], dtype=tl.float32)
-    up_rest = acc_rest
-    x_scale_at = x_scale_ptr + t.to(tl.int64) * steps
-    x_scale = tl.zeros([BLOCK_T], dtype=tl.float32)
-    if NARROW:
-        x_scale = tl.load(x_scale_at + first, mask=(t < tokens) & (first < end), other=0.0)
-    for step in range(first, end):
-        k = step * STEP
-        x = x_block.load([first_t, k])
-        following = x_scale
-        if NARROW:  # a step ahead: so small a load does not join the pipeline, and the sum would wait for it
-            following = tl.load(x_scale_at + step + 1, mask=(t < tokens) & (step + 1 < end), other=0.0)
-        acc = _add(acc, x, weight_block.load([first_n, k]), x_scale, NARROW)
-        if REST:
-            acc_rest = _add(acc_rest, x, rest_block.load([first_n + BLOCK_N, k]), x_scale, NARROW)
-        if GATED:
-            up = _add(up, x, weight_block.load([outputs + first_n, k]), x_scale, NARROW)
-            if REST:
-                up_rest = _add(up_rest, x, rest_block.load([outputs + first_n + BLOCK_N, k]), x_scale, NARROW)
-        x_scale = following
-    out_ptr += tl.program_id(2).to(tl.int64) * tokens * outputs
-    n = first_n + tl.arange(0, BLOCK_N)
-    acc = _result(acc, up, n, outputs, bias_ptr, scale_ptr, NARROW, BIAS, GATED, DTYPE)
-    _write(out_ptr, acc, t, n, tokens, outputs)
+    dtype: gl.constexpr = x_block.dtype
+    BYTES: gl.constexpr = STEP * (BLOCK_T + SUMS * (BLOCK_N + REST)) * (dtype.primitive_bitwidth // 8)
+    first_t = gl.program_id(0) * BLOCK_T
+    first_n = gl.program_id(1) * (BLOCK_N + REST)
+    first = gl.program_id(2) * part
+    count = gl.minimum(part, steps - first)
+
+    xs = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_T, STEP], x_block.layout)
+    weights = gl.allocate_shared_memory(dtype, [STAGES * SUMS, BLOCK_N, STEP], weight_block.layout)
+    rests = weights
     if REST:
-        n = first_n + BLOCK_N + tl.arange(0, REST)
-        acc = _result(acc_rest, up_rest, n, outputs, bias_ptr, scale_ptr, NARROW, BIAS, GATED, DTYPE)
-        _write(out_ptr, acc, t, n, tokens, outputs)
+        rests = gl.allocate_shared_memory(dtype, [STAGES * SUMS, REST, STEP], rest_block.layout)
+    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(bars.index(stage), count=1)
+    hopper.fence_async_shared()
+    release(OVERLAP)
+    tiles = (weight_block, rest_block, weights, rests, bars)
+    for stage in gl.static_range(EARLY):
+        _fetch(tiles, first_n, outputs, first + stage, stage, stage < count, SUMS, REST, BYTES)
+    wait(OVERLAP)
+    for stage in gl.static_range(STAGES):
+        at = [first_t, (first + stage) * STEP]
+        tma.async_copy_global_to_shared(x_block, at, bars.index(stage), xs.index(stage), stage < count)
+    for stage in gl.static_range(EARLY, STAGES):
+        _fetch(tiles, first_n, outputs, first + stage, stage, stage < count, SUMS, REST, BYTES)
 
-
-@triton.jit
-def _add(acc: tl.tensor, x: tl.tensor, weight: tl.tensor, x_scale: tl.tensor, NARROW: tl.constexpr) -> tl.tensor:
-    """The products of one step [T, N] added to the sums; of float8 scaled by token first."""
+    DEPTH: gl.constexpr = 256 // dtype.primitive_bitwidth
+    DOWN: gl.constexpr = BLOCK_T // 64 * 4  # warps along the tokens
+    ACROSS: gl.constexpr = num_warps // DOWN
+    WIDE: gl.constexpr = REST or 16 * ACROSS
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [DOWN, ACROSS], [16, BLOCK_N // ACROSS, DEPTH])
+    layout_rest: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [DOWN, ACROSS], [16, WIDE // ACROSS, DEPTH])
+    none = gl.zeros([BLOCK_T, BLOCK_N], gl.float32, layout)
+    none_rest = gl.zeros([BLOCK_T, WIDE], gl.float32, layout_rest)
+    zero = (none, none_rest, none, none_rest)
+    sums = zero
+    t = first_t + gl.arange(0, BLOCK_T, gl.SliceLayout(1, layout))
+    x_scale_at = x_scale_ptr + t.to(gl.int64) * steps + first
+    x_scale = gl.zeros([BLOCK_T], gl.float32, gl.SliceLayout(1, layout))
     if NARROW:
-        acc += tl.dot(x, weight.T) * x_scale[:, None]
-    else:
-        acc = tl.dot(x, weight.T, acc, input_precision="ieee")
-    return acc
+        x_scale = gl.load(x_scale_at, mask=(t < tokens) & (count > 0), other=0.0)
+    for step in range(count):
+        following = x_scale
+        if NARROW:
+            following = gl.load(x_scale_at + step + 1, mask=(t < tokens) & (step + 1 < count), other=0.0)
+        place = step % STAGES
+        mbarrier.wait(bars.index(place), (step // STAGES) & 1)
+        found = _multiply(xs.index(place), weights, rests, place, zero if NARROW else sums, SUMS, REST, not NARROW)
+        # Of 16 bits these go on while the tiles of the step before are replaced; of float8 they are scaled first.
+        found = _finished(found, SUMS, REST, 0 if NARROW else 1)
+        done = step if NARROW else step - 1
+        ahead = done + STAGES
+        more = (done >= 0) & (ahead < count)
+        _fetch(tiles, first_n, outputs, first + ahead, ahead % STAGES, more, SUMS, REST, BYTES)
+        at = [first_t, (first + ahead) * STEP]
+        tma.async_copy_global_to_shared(x_block, at, bars.index(ahead % STAGES), xs.index(ahead % STAGES), more)
+        sums = _add(sums, found, x_scale, SUMS, REST) if NARROW else found
+        x_scale = following
+    sums = _finished(sums, SUMS, REST, 0)
+    out_ptr += gl.program_id(2).to(gl.int64) * tokens * outputs
+    one = (sums[0], sums[2], out_ptr, bias_ptr, scale_ptr)
+    _write(one, first_t, first_n, tokens, outputs, NARROW, BIAS, SUMS, DTYPE)
+    if REST:
+        one = (sums[1], sums[3], out_ptr, bias_ptr, scale_ptr)
+        _write(one, first_t, first_n + BLOCK_N, tokens, outputs, NARROW, BIAS, SUMS, DTYPE)
 
 
-@triton.jit
-def _result(
-    acc: tl.tensor,
-    up: tl.tensor,
-    n: tl.tensor,
-    outputs: tl.tensor,
-    bias_ptr: tl.tensor,
-    scale_ptr: tl.tensor,
-    SCALE: tl.constexpr,
-    BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    dtype: tl.constexpr,
-) -> tl.tensor:
-    """What becomes of the sums of outputs n."""
-    column = tl.minimum(n, outputs - 1)[None, :]
-    acc = _finish(acc, column, bias_ptr, scale_ptr, BIAS, SCALE)
-    if GATED:
-        up = _finish(up, outputs + column, bias_ptr, scale_ptr, BIAS, SCALE)
-        acc = _gate(acc, up, dtype)
-    return acc
-
-
-@triton.jit
-def _write(
-    out_ptr: tl.tensor, value: tl.tensor, t: tl.tensor, n: tl.tensor, tokens: tl.tensor, outputs: tl.tensor
+@gluon.jit
+def _fetch(
+    tiles: gl.tuple,
+    first_n: gl.tensor,
+    outputs: gl.tensor,
+    step: gl.tensor,
+    stage: gl.tensor,
+    real: gl.tensor,
+    SUMS: gl.constexpr,
+    REST: gl.constexpr,
+    BYTES: gl.constexpr,
 ) -> None:
-    at = t[:, None].to(tl.int64) * outputs + n[None, :]
-    inside = (t < tokens)[:, None] & (n < outputs)[None, :]
-    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=inside)
+    """Asks for the weights of a step, where it is `real`; the tokens are to follow."""
+    weight_block, rest_block, weights, rests, bars = tiles
+    bar = bars.index(stage)
+    mbarrier.expect(bar, BYTES, real)
+    for of in gl.static_range(SUMS):
+        at = [first_n + of * outputs, step * weight_block.block_shape[1]]
+        tma.async_copy_global_to_shared(weight_block, at, bar, weights.index(stage * SUMS + of), real)
+        if REST:
+            at = [first_n + of * outputs + weight_block.block_shape[0], step * weight_block.block_shape[1]]
+            tma.async_copy_global_to_shared(rest_block, at, bar, rests.index(stage * SUMS + of), real)
+
+
+@gluon.jit
+def _multiply(
+    x: gl.shared_memory_descriptor,
+    weights: gl.shared_memory_descriptor,
+    rests: gl.shared_memory_descriptor,
+    stage: gl.tensor,
+    sums: gl.tuple,
+    SUMS: gl.constexpr,
+    REST: gl.constexpr,
+    ADD: gl.constexpr,
+) -> gl.tuple:
+    """The products of a step, under way: added to the sums, or alone."""
+    acc, acc_rest, up, up_rest = sums
+    place = stage * SUMS
+    acc = hopper.warpgroup_mma(x, weights.index(place).permute((1, 0)), acc, use_acc=ADD, is_async=True)
+    if REST:
+        acc_rest = hopper.warpgroup_mma(x, rests.index(place).permute((1, 0)), acc_rest, use_acc=ADD, is_async=True)
+    if SUMS == 2:
+        up = hopper.warpgroup_mma(x, weights.index(place + 1).permute((1, 0)), up, use_acc=ADD, is_async=True)
+        if REST:
+            up_rest = hopper.warpgroup_mma(
+                x, rests.index(place + 1).permute((1, 0)), up_rest, use_acc=ADD, is_async=True
+            )
+    return acc, acc_rest, up, up_rest
+
+
+@gluon.jit
+def _finished(sums: gl.tuple, SUMS: gl.constexpr, REST: gl.constexpr, STEPS: gl.constexpr) -> gl.tuple:
+    """The sums when the products of all but the last so many steps are in them."""
+    acc, acc_rest, up, up_rest = sums
+    if SUMS == 2 and REST:
+        acc, acc_rest, up, up_rest = hopper.warpgroup_mma_wait(4 * STEPS, deps=[acc, acc_rest, up, up_rest])
+    elif SUMS == 2:
+        acc, up = hopper.warpgroup_mma_wait(2 * STEPS, deps=[acc, up])
+    elif REST:
+        acc, acc_rest = hopper.warpgroup_mma_wait(2 * STEPS, deps=[acc, acc_rest])
+    else:
+        acc = hopper.warpgroup_mma_wait(STEPS, deps=[acc])
+    return acc, acc_rest, up, up_rest
+
+
+@gluon.jit
+def _add(sums: gl.tuple, found: gl.tuple, x_scale: gl.tensor, SUMS: gl.constexpr, REST: gl.constexpr) -> gl.tuple:
+    """Float8 products added to the sums, scaled by token."""
+    acc, acc_rest, up, up_rest = sums
+    acc += found[0] * x_scale[:, None]
+    if SUMS == 2:
+        up += found[2] * x_scale[:, None]
+    if REST:
+        scale = gl.convert_layout(x_scale, gl.SliceLayout(1, acc_rest.type.layout))[:, None]
+        acc_rest += found[1] * scale
+        if SUMS == 2:
+            up_rest += found[3] * scale
+    return acc, acc_rest, up, up_rest
+
+
+@gluon.jit
+def _write(
+    one: gl.tuple,
+    first_t: gl.tensor,
+    first_n: gl.tensor,
+    tokens: gl.tensor,
+    outputs: gl.tensor,
+    SCALE: gl.constexpr,
+    BIAS: gl.constexpr,
+    SUMS: gl.constexpr,
+    dtype: gl.constexpr,
+) -> None:
+    """What becomes of the sums of outputs from `first_n` on, stored."""
+    acc, up, out_ptr, bias_ptr, scale_ptr = one
+    layout: gl.constexpr = acc.type.layout
+    t = first_t + gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))
+    n = first_n + gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))
+    column = gl.minimum(n, outputs - 1)
+    acc = _whole(acc, column, bias_ptr, scale_ptr, SCALE, BIAS)
+    if SUMS == 2:
+        up = _whole(up, outputs + column, bias_ptr, scale_ptr, SCALE, BIAS).to(dtype).to(gl.float32)
+        gate = acc.to(dtype).to(gl.float32)
+        acc = (gate / (1.0 + gl.exp(-gate))).to(dtype).to(gl.float32) * up
+    at = t.to(gl.int64)[:, None] * outputs + n[None, :]
+    gl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(t < tokens)[:, None] & (n < outputs)[None, :])
+
+
+@gluon.jit
+def _whole(
+    sums: gl.tensor, n: gl.tensor, bias_ptr: gl.tensor, scale_ptr: gl.tensor, SCALE: gl.constexpr, BIAS: gl.constexpr
+) -> gl.tensor:
+    """Scale and bias of outputs n on their sums."""
+    if SCALE:
+        sums = sums * gl.load(scale_ptr + n)[None, :]
+    if BIAS:
+        sums = sums + gl.load(bias_ptr + n).to(gl.float32)[None, :]
+    return sums

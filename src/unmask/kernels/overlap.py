@@ -28,15 +28,21 @@ def overlapped(cuda: bool) -> dict[str, bool]:
 
 @triton.jit
 def release(OVERLAP: tl.constexpr) -> None:
-    """Lets the next kernel start. What is read between this and `follow` must not be written by a kernel that does the
+    """Lets the next kernel start. What is read between this and `wait` must not be written by a kernel that does the
     same, since that may not have ended."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
+def wait(OVERLAP: tl.constexpr) -> None:
+    """Waits for the kernel before."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def follow(OVERLAP: tl.constexpr) -> None:
     """Lets the next kernel start, where `release` has not yet, and waits for the one before."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    release(OVERLAP)
+    wait(OVERLAP)

@@ -1,7 +1,8 @@
-"""Norm per head, rotation and the write to the paged cache, in place on the fused projection, in Triton."""
+"""Norm per head, rotation and the write to the paged cache, on the fused projection, in Triton."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,7 +11,8 @@ from unmask.kernels.overlap import follow, overlapped
 
 
 def rotate_and_store(
-    qkv_TX: Tensor,
+    qkv: Tensor,
+    bias_X: Tensor | None,
     cos_TR: Tensor,
     sin_TR: Tensor,
     q_norm_D: Tensor | None,
@@ -22,19 +24,24 @@ def rotate_and_store(
     keys_SGD: Tensor,
     values_SGD: Tensor,
     store_T: Tensor,
-) -> None:
-    """Normalises and rotates the queries and keys of each token in place and writes keys and values to their slots.
+) -> Tensor:
+    """Normalises and rotates the queries and keys of each token and writes keys and values to their slots; returns
+    [T, X], which is `qkv` itself where that is no sum in parts.
 
     Rounds where the eager layer rounds (`RMSNorm`, `rotate`, then the dtype of the model).
 
     Args:
-        qkv_TX: [T tokens, (H + 2G) * D], rows contiguous: queries, keys, values.
+        qkv: [T tokens, X = (H + 2G) * D], rows contiguous: queries, keys, values; changed in place. Or the parts of
+            that as a sum, [P, T, X] in float32, contiguous, to be added up in order.
+        bias_X: what is to be added to the parts of a sum; its dtype is that of the result, as is that of the cache.
         cos_TR, sin_TR: float32, rows contiguous, as `Rope` gives them: both halves of `cos` equal, the first of `sin`
             the second with the sign turned. Dimensions behind R stay unrotated.
         q_norm_D, k_norm_D: weights of the norms per head; both or none.
         keys_SGD, values_SGD: one layer of the cache, of equal strides.
         store_T: int64, the physical slot of each token, -1 for none.
     """
+    parts = 0 if qkv.dim() == 2 else len(qkv)
+    qkv_TX = qkv if parts == 0 else torch.empty(qkv.shape[1:], dtype=keys_SGD.dtype, device=qkv.device)
     tokens, rotated = qkv_TX.shape[0], cos_TR.shape[1]
     half, rest = rotated // 2, head_dim - rotated
     block_i, block_r, block_h = triton.next_power_of_2(half), triton.next_power_of_2(max(rest, 1)), 8
@@ -42,6 +49,8 @@ def rotate_and_store(
     grid = (tokens, triton.cdiv(heads + 2 * kv_heads, block_h))
     _rotate_and_store[grid](
         qkv_TX,
+        qkv,
+        qkv_TX if bias_X is None else bias_X,
         cos_TR,
         sin_TR,
         q_norm_D if norm else qkv_TX,
@@ -60,6 +69,8 @@ def rotate_and_store(
         HALF=half,
         REST=rest,
         NORM=norm,
+        PARTS=parts,
+        BIAS=parts > 0 and bias_X is not None,
         BLOCK_H=block_h,
         BLOCK_I=block_i,
         BLOCK_R=block_r,
@@ -68,11 +79,14 @@ def rotate_and_store(
         enable_fp_fusion=False,
         **overlapped(qkv_TX.is_cuda),
     )
+    return qkv_TX
 
 
 @triton.jit
 def _rotate_and_store(
     qkv_ptr: tl.tensor,  # [tokens, (H + 2G) * D]
+    parts_ptr: tl.tensor,  # the same, or [P, tokens, (H + 2G) * D]
+    bias_ptr: tl.tensor,  # [(H + 2G) * D]
     cos_ptr: tl.tensor,  # [tokens, R]
     sin_ptr: tl.tensor,
     q_norm_ptr: tl.tensor,  # [D]
@@ -92,6 +106,8 @@ def _rotate_and_store(
     HALF: tl.constexpr,  # R / 2
     REST: tl.constexpr,  # D - R
     NORM: tl.constexpr,
+    PARTS: tl.constexpr,  # 0: the projection is whole
+    BIAS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -109,13 +125,14 @@ def _rotate_and_store(
     r = 2 * HALF + tl.arange(0, BLOCK_R)[None, :]
     tail = real & (r < SIZE)
 
-    here = qkv_ptr + token * qkv_t + h[:, None] * SIZE
-    a = tl.load(here + i, mask=pair, other=0.0)
-    b = tl.load(here + HALF + i, mask=pair, other=0.0)
-    dtype = a.dtype
+    start = h[:, None] * SIZE
+    here = qkv_ptr + token * qkv_t + start
+    dtype: tl.constexpr = qkv_ptr.dtype.element_ty
+    a = _projected(qkv_ptr, parts_ptr, bias_ptr, token, qkv_t, start + i, pair, PARTS, BIAS)
+    b = _projected(qkv_ptr, parts_ptr, bias_ptr, token, qkv_t, start + HALF + i, pair, PARTS, BIAS)
     x, y = a.to(tl.float32), b.to(tl.float32)
     if REST > 0:
-        c = tl.load(here + r, mask=tail, other=0.0)
+        c = _projected(qkv_ptr, parts_ptr, bias_ptr, token, qkv_t, start + r, tail, PARTS, BIAS)
         z = c.to(tl.float32)
     if NORM:
         square = tl.sum(x * x, 1) + tl.sum(y * y, 1)
@@ -136,17 +153,40 @@ def _rotate_and_store(
     g = tl.where(is_v, h[:, None] - HEADS - KV_HEADS, h[:, None] - HEADS)
     key = keys_ptr + slot * slot_s + g * slot_g
     value = values_ptr + slot * slot_s + g * slot_g
-    tl.store(here + i, a, mask=pair & ~is_v)
-    tl.store(here + HALF + i, b, mask=pair & ~is_v)
+    new = ~is_v | (PARTS > 0)  # values stay as they are
+    tl.store(here + i, a, mask=pair & new)
+    tl.store(here + HALF + i, b, mask=pair & new)
     tl.store(key + i, a, mask=pair & stored & ~is_v)
     tl.store(key + HALF + i, b, mask=pair & stored & ~is_v)
     tl.store(value + i, a, mask=pair & stored & is_v)
     tl.store(value + HALF + i, b, mask=pair & stored & is_v)
     if REST > 0:
         c = tl.where(is_v, c, z.to(dtype))
-        tl.store(here + r, c, mask=tail & ~is_v)
+        tl.store(here + r, c, mask=tail & new)
         tl.store(key + r, c, mask=tail & stored & ~is_v)
         tl.store(value + r, c, mask=tail & stored & is_v)
+
+
+@triton.jit
+def _projected(
+    qkv_ptr: tl.tensor,
+    parts_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    token: tl.tensor,
+    stride: tl.tensor,
+    at: tl.tensor,
+    inside: tl.tensor,
+    PARTS: tl.constexpr,
+    BIAS: tl.constexpr,
+) -> tl.tensor:
+    """What the projection of a token has at these places; of a sum in parts rounded once."""
+    at += token * stride
+    total = tl.load(parts_ptr + at, mask=inside, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(parts_ptr + part * tl.num_programs(0) * stride + at, mask=inside, other=0.0)
+    if BIAS:
+        total += tl.load(bias_ptr + at - token * stride, mask=inside, other=0.0).to(tl.float32)
+    return total.to(qkv_ptr.dtype.element_ty)
 
 
 @triton.jit
