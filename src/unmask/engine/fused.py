@@ -21,7 +21,7 @@ from unmask.attention.paged import paged_attention
 from unmask.cache.paged import PagedWindow
 from unmask.engine.linear import FLOAT8, FastLinear, GatedLinear
 from unmask.engine.linear import quantise as to_float8
-from unmask.engine.tuning import Timing, tune, tune_layers
+from unmask.engine.tuning import Timing, tune
 from unmask.errors import UnmaskError, unknown
 from unmask.kernels import runs_kernels
 from unmask.models.mlp import MLP
@@ -161,16 +161,14 @@ class FusedTransformer(Network):
         """
         if self.device.type != "cuda":
             return []
-        alike: defaultdict[object, list[list[FastLinear]]] = defaultdict(list)
-        for linears in (layer.linears() for layer in self.layers):
-            kind = tuple((x.weight.shape, x.weight.dtype, x.bias is None) for x in linears)
-            alike[kind].append(linears)
-        found: list[Timing] = []
+        groups: defaultdict[object, list[FastLinear]] = defaultdict(list)
+        for linear in (linear for layer in self.layers for linear in layer.linears()):
+            kind = type(linear), linear.weight.shape, linear.weight.dtype, linear.bias is None, linear.adds
+            groups[kind].append(linear)
+        work = [(group, t) for t in sorted(set(tokens)) for group in groups.values()]
+        work += [([self.output], t) for t in sorted(set(asked))]
         with torch.inference_mode():
-            for count in sorted(set(tokens)):
-                for layers in alike.values():
-                    found += tune_layers(layers, count, self.dtype)
-            return found + [tune([self.output], count, self.dtype) for count in sorted(set(asked))]
+            return [tune(group, t, self.dtype) for group, t in work]
 
 
 class FusedLayer:

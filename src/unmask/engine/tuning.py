@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 LONGEST = 256  # tokens for which the kernels are tried: beyond, arithmetic rules and the library is made for it
 SCALED_FROM = 65  # tokens from which they may be rounded to float8
-CLOSE = 1.35  # of the least time alone: ways that are tried together with others
-MOST_CLOSE = 8
-ATTENTION = 6  # norms that take as long, about 10 microseconds
 ROTATED = 256 << 20  # bytes of weights between two uses of one, several times the L2 cache
 
 # block_n, block_k, warps, stages for 16-bit weights, by tokens of a program: 8 to 48 KB under way in each program.
@@ -66,11 +63,6 @@ class Timing:
     times: dict[Way, float]
     best: Way
 
-    def close(self) -> list[Way]:
-        """The ways that are nearly as fast as the best, fastest first."""
-        ranked = sorted(self.times, key=lambda way: self.times[way])
-        return [way for way in ranked if self.times[way] <= CLOSE * self.times[ranked[0]]][:MOST_CLOSE]
-
     def __str__(self) -> str:
         rate = self.outputs * self.inputs * self.item / self.times[self.best] / 1e6
         ranked = ", ".join(f"{way} {us:.1f}" for way, us in sorted(self.times.items(), key=lambda item: item[1]))
@@ -101,7 +93,8 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
     eight, tile = linear.weight.dtype == FLOAT8, _tile(tokens)
     gated = isinstance(linear, GatedLinear) and tile < 256  # two sums of so many tokens would not fit
     if inputs % (GROUP if eight else STEP) == 0 and tokens > 1 and card.gluon and card.capability[0] == 9:
-        found += _even(outputs, inputs, tokens, eight, gated, card)
+        shape = outputs, inputs, tokens, eight
+        found += _even(*shape, gated, card) or _even(*shape, False, card)
     if tokens == 1:
         wide = ((n, min(1024, 2 * k) if eight else k, warps) for n, k, warps in VECTORS)
         found += [Way("vector", n, k, warps=warps, gated=gated) for n, k, warps in wide]
@@ -183,7 +176,9 @@ def tune(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Timing
         group: the projections of that shape, all with a bias or none.
         dtype: of the tokens.
     """
-    key = _key(group[0], tokens, dtype)
+    first = group[0]
+    weight = first.weight
+    key = (weight.device, type(first), weight.shape, weight.dtype, first.bias is None, first.adds, tokens, dtype)
     if key not in _measured:
         _measured[key] = _measure(group, tokens, dtype)
     for linear in group:
@@ -191,51 +186,6 @@ def tune(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Timing
     return _measured[key]
 
 
-def tune_layers(layers: Sequence[Sequence[FastLinear]], tokens: int, dtype: torch.dtype) -> list[Timing]:
-    """The same for the projections of equal layers: of the ways that are fast alone, those that are fastest together.
-
-    A product begins while the kernels ahead of it run, and its weights come meanwhile or not: that is seen only where
-    all products of a layer follow each other as in a step.
-    """
-    groups = list(zip(*layers))
-    key = tuple(_key(group[0], tokens, dtype) for group in groups)
-    if key not in _settled:
-        alone = [tune(group, tokens, dtype) for group in groups]
-        weights = [group[0].weight for group in groups]
-        x = [torch.randn(tokens, w.shape[1], device=w.device, dtype=dtype) for w in weights]
-        best = descend([timing.close() for timing in alone], lambda ways: microseconds(_chain(layers, ways, x)))
-        _settled[key] = [replace(timing, best=way) for timing, way in zip(alone, best)]
-    for group, timing in zip(groups, _settled[key]):
-        for linear in group:
-            linear.ways[tokens] = timing.best
-    return _settled[key]
-
-
-def descend(options: Sequence[Sequence[Way]], cost: Callable[[Sequence[Way]], float]) -> list[Way]:
-    """One of each of the options, so that the cost of all together is small: beginning with the first ones, each is
-    exchanged for the best, in two rounds at most."""
-    best = [ways[0] for ways in options]
-    if all(len(ways) == 1 for ways in options):
-        return best
-    least = cost(best)
-    for _ in range(2):
-        before = best
-        for place, ways in enumerate(options):
-            for way in ways:
-                tried = [*best[:place], way, *best[place + 1 :]]
-                if way != best[place] and (found := cost(tried)) < least:
-                    best, least = tried, found
-        if best == before:
-            break
-    return best
-
-
-def _key(linear: FastLinear, tokens: int, dtype: torch.dtype) -> object:
-    weight = linear.weight
-    return weight.device, type(linear), weight.shape, weight.dtype, linear.bias is None, linear.adds, tokens, dtype
-
-
-_settled: dict[object, list[Timing]] = {}
 _measured: dict[object, Timing] = {}
 
 
@@ -301,30 +251,6 @@ def _measure(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Ti
     }
     best = min(times, key=lambda way: times[way])
     return Timing(outputs, inputs, first.weight.element_size(), tokens, times, best)
-
-
-def _chain(
-    layers: Sequence[Sequence[FastLinear]], ways: Sequence[Way], x: Sequence[Tensor]
-) -> list[Callable[[], object]]:
-    """The products of each layer one after the other, with as many small kernels between them as a step has: parts are
-    added up by a norm, and the first product, of queries, keys and values, is followed by some that take as long as
-    attention."""
-    from unmask.kernels.groups import narrowed
-    from unmask.kernels.norm import add_norm
-
-    given = [narrowed(x_TK) if way.kind == "narrow" else x_TK for way, x_TK in zip(ways, x)]
-    streams = [x_TK.new_zeros(len(x_TK), len(linear.weight)) for linear, x_TK in zip(layers[0], x)]
-    norm = x[0].new_ones(max(stream.shape[1] for stream in streams))
-
-    def call(layer: Sequence[FastLinear]) -> None:
-        for place, (linear, way) in enumerate(zip(layer, ways)):
-            out = linear.run(way, given[place])
-            if linear.adds:
-                add_norm(streams[place], out, norm, 1e-6)
-            for _ in range(0 if place else ATTENTION):
-                add_norm(x[0], None, norm, 1e-6)
-
-    return [lambda layer=layer: call(layer) for layer in layers]
 
 
 def _call(linear: FastLinear, way: Way, x_TK: Tensor) -> Callable[[], Tensor]:

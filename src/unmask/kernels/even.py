@@ -6,9 +6,9 @@ times 287, and a tile of 256 + 32 holds them. Tiles come through the copy engine
 operand, so that the matrix units take any such number of outputs. Few outputs are shared out by splitting the sum too;
 parts are added in order.
 
-What a product multiplies with is known before the kernel ahead of it has ended: each program first asks for as much of
-its weights as its shared memory holds, then waits for that kernel, then asks for tokens. So the memory is busy while
-norms, rotation and attention wait for each other.
+What a product multiplies with is known before the kernel ahead of it has ended: each program first asks for some of its
+weights, then waits for that kernel, then asks for tokens. So the memory is busy while norms, rotation and attention
+wait for each other. What they read waits behind those weights: more than half of the shared memory did not pay.
 
 Weights may be float8 (e4m3) with a scale per output. Then the tokens are float8 as well, with a scale for each group of
 128 inputs (`kernels.groups`): a step of the sum is one group, the matrix units add up its products, and what they found

@@ -3,7 +3,7 @@
 A decoding step is some 300 short kernels, each waiting for the last program of the one before. Here every kernel first
 lets the next one start, and waits for its predecessor before it touches anything that a kernel writes. A kernel that
 waits for its predecessor has waited for all before it, as those waited too; kernels of libraries start when all is
-done, as ever. Fetching weights into the L2 cache before the wait was tried and gave nothing.
+done, as ever. Weights may be read before the wait (`kernels.even`); fetching them into the L2 cache gave nothing.
 """
 
 from __future__ import annotations
