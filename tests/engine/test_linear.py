@@ -74,7 +74,8 @@ def test_one_token_is_tried_without_matrix_units_and_the_library_is_always_tried
     linear = FastLinear(weight(4608, 128, dtype=torch.bfloat16))
     assert set(kinds(linear, 1)) == {"library", "vector", "thin"}
     assert set(kinds(linear, 2)) == {"library", "even", "thin"}
-    assert set(kinds(linear, 2, card=CONSUMER)) == {"library", "thin"}
+    older = Card(132, 232448, (9, 0), gluon=False)  # its Triton
+    assert set(kinds(linear, 2, card=CONSUMER)) == set(kinds(linear, 2, card=older)) == {"library", "thin"}
     assert kinds(linear, 2)[0] == "library" and len(set(ways(linear, 1, torch.bfloat16, H100))) == len(kinds(linear, 1))
 
 

@@ -15,10 +15,11 @@ def runs_kernels(cuda: bool) -> bool:
 
 @cache
 def has_gluon() -> bool:
-    """Whether Triton has Gluon as `kernels.even` is written in it."""
+    """Whether Triton has Gluon as `kernels.even` is written in it: from 3.6 on, while its names stay as they are."""
     try:
+        import triton
         from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait  # noqa: F401
         from triton.experimental.gluon.nvidia.hopper import TensorDescriptor  # noqa: F401
     except ImportError:
         return False
-    return True
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)
