@@ -118,4 +118,4 @@ def test_every_way_that_may_be_chosen_gives_the_product(tokens, eight, kind):
 
 def test_the_way_is_named_in_full():
     assert str(Way("thin", 64, 128, 2, 4, 5)) == "thin 64x128 w4 s5 /2"
-    assert str(Way("even", 256, warps=8, rest=32, gated=True)) == "even 256+32 w8 s4 /1 gated"
+    assert str(Way("even", 256, warps=8, rest=32, gated=True, early=2)) == "even 256+32 w8 s4e2 /1 gated"
