@@ -34,7 +34,7 @@ TILES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     128: ((64, 64, 4, 4), (128, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (256, 64, 8, 4)),
     256: ((128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 4)),
 }
-MOST_EVEN = 8  # even shares that are tried
+MOST_EVEN = 6  # even shares that are tried
 MOST_STAGES = 8
 VECTORS = ((4, 512, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 8))
 
@@ -118,23 +118,24 @@ def _even(outputs: int, inputs: int, tokens: int, eight: bool, gated: bool, card
     # Registers of a thread for sums: float8 takes as many again for what a step finds.
     registers = 80 if eight else 160
     found: dict[Way, float] = {}
-    for warps in (4, 8) if block_t == 64 else (8,):
-        most = registers * 32 * warps // (block_t * sums)
-        for splits in range(1, 2 if gated else min(max(steps // 3, 1), 12) + 1):
-            tile = shares(outputs // sums, card.processors // -(-tokens // block_t) // splits)
-            if (tile is None or sum(tile) > most) and splits == 1 and eight and not gated:
-                tile = min(256, 1 << most.bit_length() - 1), 0  # a processor has several turns
-            if tile is None or not 64 <= sum(tile) <= most:
-                continue
-            wide, part = sum(tile) * sums, -(-steps // splits)
-            stages = min((card.shared - 2048) // (step * (wide + block_t) * item), MOST_STAGES, part)
-            if stages < min(3, part):
-                continue
-            # Too much at once holds up the kernel that is waited for.
-            early = max(1, min(card.shared // 2 // (step * wide * item), stages))
-            way = Way(kind, tile[0], splits=splits, warps=warps, stages=stages, gated=gated, rest=tile[1], early=early)
-            # Steps of a processor by what each loads; parts are written and read again.
-            found[way] = part * (wide + block_t / 3) + 80 * splits
+    for splits in range(1, 2 if gated else min(max(steps // 3, 1), 12) + 1):
+        tile = shares(outputs // sums, card.processors // -(-tokens // block_t) // splits)
+        # As few warps as have the registers: they wait for each other at every step.
+        few = 4 if block_t == 64 and tile and sum(tile) * sums * block_t <= 4 * 32 * registers else 8
+        most = registers * 32 * few // (block_t * sums)
+        if (tile is None or sum(tile) > most) and splits == 1 and eight and not gated:
+            tile = min(256, 1 << most.bit_length() - 1), 0  # a processor has several turns
+        if tile is None or not 64 <= sum(tile) <= most:
+            continue
+        wide, part = sum(tile) * sums, -(-steps // splits)
+        stages = min((card.shared - 2048) // (step * (wide + block_t) * item), MOST_STAGES, part)
+        if stages < min(3, part):
+            continue
+        # Too much at once holds up the kernel that is waited for.
+        early = max(1, min(card.shared // 2 // (step * wide * item), stages))
+        way = Way(kind, tile[0], splits=splits, warps=few, stages=stages, gated=gated, rest=tile[1], early=early)
+        # Steps of a processor by what each loads; parts are written and read again.
+        found[way] = part * (wide + block_t / 3) + 80 * splits
     return sorted(found, key=lambda way: found[way])[:MOST_EVEN]
 
 
