@@ -11,7 +11,6 @@ pytest.importorskip("triton.experimental.gluon")
 from unmask.engine.linear import quantise
 from unmask.kernels.even import even
 from unmask.kernels.groups import narrowed
-from unmask.kernels.shares import shares
 
 
 def draw(*shape, seed=0):
@@ -84,12 +83,3 @@ def test_a_product_sees_what_the_kernel_ahead_of_it_writes():
         x.copy_(draw(32, 1024, seed=seed) * 1e-3)
         graph.replay()
         assert all(difference(out, exact(normed, weight, None)) < 2e-3 for normed, out in outs)
-
-
-def test_shares_are_the_smallest_tiles_that_hold_all_outputs():
-    """Qwen2.5-7B on 132 processors: the joint gate and up, one of both, its queries with keys and values in 4 parts."""
-    assert shares(37888, 132) == (256, 32) and -(-37888 // 288) == 132
-    assert shares(18944, 132) == (128, 16)
-    assert shares(4608, 33) == (128, 16)
-    assert shares(64, 1) == (64, 0)
-    assert shares(152064, 132) is None

@@ -8,7 +8,7 @@ Shapes: T tokens, K inputs, N outputs, I inner width of an MLP.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -40,6 +40,7 @@ class Way:
     """The kernel finishes silu(gate) * up itself."""
     rest: int = 0
     early: int = 0
+    """Steps whose weights do not wait for the kernel ahead (`even.even`)."""
 
     def __str__(self) -> str:
         if self.kind in ("library", "scaled"):
@@ -82,12 +83,7 @@ class FastLinear:
 
     def whole(self, x_TK: Tensor | Narrow) -> Tensor:
         """[T, N], also with `adds`."""
-        out = self(x_TK)
-        if out.dim() == 2:
-            return out
-        total = out.sum(0)
-        total = total if self.bias is None else total + self.bias
-        return total.to(x_TK.dtype if isinstance(x_TK, Tensor) else self.dtype)
+        return replace(self, adds=False)(x_TK)
 
     def way(self, tokens: int) -> Way:
         """How the product of so many tokens is done."""

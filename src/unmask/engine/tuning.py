@@ -92,7 +92,8 @@ def ways(linear: FastLinear, tokens: int, dtype: torch.dtype, card: Card) -> lis
         return found
     eight, tile = linear.weight.dtype == FLOAT8, _tile(tokens)
     gated = isinstance(linear, GatedLinear) and tile < 256  # two sums of so many tokens would not fit
-    if inputs % (GROUP if eight else STEP) == 0 and tokens > 1 and card.gluon and card.capability[0] == 9:
+    whole = inputs % GROUP == 0 or not eight
+    if whole and tokens > 1 and card.gluon and card.capability[0] == 9:
         shape = outputs, inputs, tokens, eight
         found += _even(*shape, gated, card) or _even(*shape, False, card)
     if tokens == 1:
@@ -121,8 +122,8 @@ def _even(outputs: int, inputs: int, tokens: int, eight: bool, gated: bool, card
     for splits in range(1, 2 if gated else min(max(steps // 3, 1), 12) + 1):
         tile = shares(outputs // sums, card.processors // -(-tokens // block_t) // splits)
         # As few warps as have the registers: they wait for each other at every step.
-        few = 4 if block_t == 64 and tile and sum(tile) * sums * block_t <= 4 * 32 * registers else 8
-        most = registers * 32 * few // (block_t * sums)
+        warps = 4 if block_t == 64 and tile and sum(tile) * sums * block_t <= 4 * 32 * registers else 8
+        most = registers * 32 * warps // (block_t * sums)
         if (tile is None or sum(tile) > most) and splits == 1 and eight and not gated:
             tile = min(256, 1 << most.bit_length() - 1), 0  # a processor has several turns
         if tile is None or not 64 <= sum(tile) <= most:
@@ -133,7 +134,7 @@ def _even(outputs: int, inputs: int, tokens: int, eight: bool, gated: bool, card
             continue
         # Too much at once holds up the kernel that is waited for.
         early = max(1, min(card.shared // 2 // (step * wide * item), stages))
-        way = Way(kind, tile[0], splits=splits, warps=few, stages=stages, gated=gated, rest=tile[1], early=early)
+        way = Way(kind, tile[0], splits=splits, warps=warps, stages=stages, gated=gated, rest=tile[1], early=early)
         # Steps of a processor by what each loads; parts are written and read again.
         found[way] = part * (wide + block_t / 3) + 80 * splits
     return sorted(found, key=lambda way: found[way])[:MOST_EVEN]

@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from unmask.kernels.gemm import merge_parts
+from unmask.kernels.gemm import _finish, _gate, merge_parts
 from unmask.kernels.groups import Narrow
 from unmask.kernels.overlap import overlapped, release, wait
 from unmask.kernels.shares import GROUP, STEP, tile_tokens
@@ -304,23 +304,9 @@ def _write(
     layout: gl.constexpr = acc.type.layout
     t = first_t + gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))
     n = first_n + gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))
-    column = gl.minimum(n, outputs - 1)
-    acc = _whole(acc, column, bias_ptr, scale_ptr, SCALE, BIAS)
+    column = gl.minimum(n, outputs - 1)[None, :]
+    acc = _finish(acc, column, bias_ptr, scale_ptr, BIAS, SCALE)
     if SUMS == 2:
-        up = _whole(up, outputs + column, bias_ptr, scale_ptr, SCALE, BIAS).to(dtype).to(gl.float32)
-        gate = acc.to(dtype).to(gl.float32)
-        acc = (gate / (1.0 + gl.exp(-gate))).to(dtype).to(gl.float32) * up
+        acc = _gate(acc, _finish(up, outputs + column, bias_ptr, scale_ptr, BIAS, SCALE), dtype)
     at = t.to(gl.int64)[:, None] * outputs + n[None, :]
     gl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(t < tokens)[:, None] & (n < outputs)[None, :])
-
-
-@gluon.jit
-def _whole(
-    sums: gl.tensor, n: gl.tensor, bias_ptr: gl.tensor, scale_ptr: gl.tensor, SCALE: gl.constexpr, BIAS: gl.constexpr
-) -> gl.tensor:
-    """Scale and bias of outputs n on their sums."""
-    if SCALE:
-        sums = sums * gl.load(scale_ptr + n)[None, :]
-    if BIAS:
-        sums = sums + gl.load(bias_ptr + n).to(gl.float32)[None, :]
-    return sums

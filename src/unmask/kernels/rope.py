@@ -180,12 +180,12 @@ def _projected(
     BIAS: tl.constexpr,
 ) -> tl.tensor:
     """What the projection of a token has at these places; of a sum in parts rounded once."""
-    at += token * stride
+    parts_ptr += token * stride
     total = tl.load(parts_ptr + at, mask=inside, other=0.0)
     for part in tl.static_range(1, PARTS):
         total += tl.load(parts_ptr + part * tl.num_programs(0) * stride + at, mask=inside, other=0.0)
     if BIAS:
-        total += tl.load(bias_ptr + at - token * stride, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
     return total.to(qkv_ptr.dtype.element_ty)
 
 
