@@ -19,7 +19,7 @@ throughput() {
         --out "$results/engine-throughput-$gpu.json"
 }
 d2f() {
-    $unmask bench throughput dream-7b --methods autoregressive,d2f --replay d2f=3.1 --batch 1 \
+    $unmask bench throughput dream-7b --methods autoregressive,d2f,d2f:max_active_blocks=4 --replay d2f=3.1 --batch 1 \
         --out "$results/engine-d2f-$gpu.json"
 }
 nano() {

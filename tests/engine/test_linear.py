@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from unmask.engine.linear import FLOAT8, LIBRARY, FastLinear, GatedLinear, Way, dequantise, quantise
-from unmask.engine.tuning import TILES, Card, microseconds, tune, ways
+from unmask.engine.tuning import TILES, Card, chosen, microseconds, tune, ways
 from unmask.kernels import runs_kernels
 from unmask.kernels.shares import shares
 
@@ -162,6 +162,20 @@ def test_the_fastest_way_is_kept_for_the_whole_group():
     assert all(torch.equal(group[1](x), first) for _ in range(3))
 
 
+def test_of_ways_that_are_as_fast_the_one_with_most_weights_ahead_is_chosen():
+    def even(early: int, splits: int, rest: int = 16) -> Way:
+        return Way("even", 128, splits=splits, early=early, rest=rest)
+
+    first, more, slow = even(3, 9), even(6, 5), even(8, 8)
+    assert chosen({LIBRARY: 9.0, first: 8.0, more: 8.2, slow: 8.6}) == more
+    assert chosen({first: 8.0, even(9, 3, 0): 8.1}) == first
+    two, four = Way("parts", splits=2), Way("parts", splits=4)
+    assert chosen({more: 8.3, two: 8.2, four: 8.0}) == two and chosen({two: 8.4, four: 8.0}) == four
+    thin = Way("thin", 64, 128)
+    assert chosen({LIBRARY: 8.1, thin: 8.2, Way("thin", 32, 128): 8.0}) == Way("thin", 32, 128)
+    assert chosen({LIBRARY: 7.9, more: 8.0}) == LIBRARY
+
+
 @pytest.mark.gpu
 def test_time_grows_with_the_work():
     x = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
@@ -173,6 +187,7 @@ def test_ways_have_short_names():
     assert str(LIBRARY) == "library"
     assert str(Way("vector", 8, 512, gated=True)) == "vector 8x512 w4 gated"
     assert str(Way("thin", 64, 128, 2, 4, 5)) == "thin 64x128 w4 s5 /2"
+    assert str(Way("parts", splits=4)) == "parts /4"
     assert str(Way("even", 256, warps=8, rest=32, gated=True, early=2)) == "even 256+32 w8 s4e2 /1 gated"
 
 

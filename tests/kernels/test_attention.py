@@ -16,7 +16,7 @@ from unmask.cache.paged import PagedCache
 from unmask.engine import tuning
 from unmask.kernels import tiling as tiles
 from unmask.kernels.attention import attend
-from unmask.kernels.tiling import Shape, Tiling, candidates, choose
+from unmask.kernels.tiling import Shape, Tiling, candidates, choose, pipelines
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -236,6 +236,9 @@ def test_candidates_are_few_and_begin_with_the_choice():
         found = candidates(shape)
         assert found[0] == choose(shape) and 1 < len(found) <= 7 and len(set(found)) == len(found)
         assert all(1 <= tiling.splits <= shape.most(tiling.block_n) for tiling in found)
+        ahead = candidates(replace(shape, ahead=True))
+        assert ahead[: len(found)] == found and 0 < len(set(ahead[len(found) :])) == len(ahead) - len(found) <= 3
+        assert all(tiling.ahead for tiling in ahead[len(found) :]) and not any(tiling.ahead for tiling in found)
     assert any(tiling.block_m == 128 and tiling.splits > 1 for tiling in candidates(Shape(8, 32, 28, 4, 128, 1280, 2)))
     whole = Shape(8, 32, 28, 4, 128, 1280, 4)
     assert candidates(whole) == [choose(whole)]
@@ -262,6 +265,64 @@ def test_the_fastest_tiling_measured_is_taken(device, packed, pages, monkeypatch
     case = make(0, device, rows=rows, width=width, group=4, pages=per_row, dtype=torch.float16)
     if not packed:
         assert error(case, run(case)) < TOLERANCE[torch.float16]
+
+
+def pipelined(splits: int, block_m: int = 64, stages: int = 4) -> Tiling:
+    if not pipelines(torch.device("cuda"), 2, 128, 64):
+        pytest.skip("needs a Hopper GPU and Gluon")
+    return Tiling(block_m, 64, splits, block_m // 16, stages, ahead=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("splits", "block_m", "stages"), [(1, 64, 4), (3, 64, 4), (40, 64, 3), (2, 128, 3)])
+@pytest.mark.parametrize(
+    ("size", "page_size", "pages", "width", "group", "kv_heads"),
+    [
+        (128, 64, 12, 32, 7, 2),
+        (128, 64, 3, 5, 7, 1),
+        (64, 64, 4, 20, 4, 2),
+        (128, 128, 3, 70, 7, 2),
+        (128, 64, 9, 150, 2, 1),
+    ],
+)
+def test_the_pipelined_kernel(dtype, splits, block_m, stages, size, page_size, pages, width, group, kv_heads):
+    """Rows whose hidden slots lie anywhere, then rows without any: all blocks but the last are clear."""
+    shape = {"rows": 4, "size": size, "page_size": page_size, "width": width, "group": group, "kv_heads": kv_heads}
+    case = make(size + width, "cuda", pages=pages, dtype=dtype, **shape)
+    tiling = pipelined(splits, block_m, stages)
+    assert error(case, run(case, tiling)) < TOLERANCE[dtype]
+    nowhere = torch.full_like(case.store, -1)
+    v = case.view
+    clear = replace(case, store=nowhere, view=view(v.table_BT, page_size, v.layout, v.seen_B.long(), nowhere))
+    assert int(clear.view.clear_B.max()) > 64
+    assert error(clear, run(clear, tiling)) < TOLERANCE[dtype]
+    assert torch.equal(run(clear, tiling), run(clear, tiling))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("group", [1, 7])
+def test_the_pipelined_kernel_on_packed_rows(group, splits):
+    segment = torch.full((4, 21), PAD)
+    for row, count in enumerate((21, 0, 1, 9)):
+        segment[row, :count] = 0
+    index = torch.arange(21).expand(4, -1)
+    layout = Layout(index, index * 0, segment, index)
+    shape = {"rows": 4, "width": 21, "size": 128, "page_size": 64, "dtype": torch.bfloat16}
+    case = make(group, "cuda", group=group, layout=layout, **shape)
+    for tokens in (31, 40):
+        assert error(case, packed(case, tokens, pipelined(splits))) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+def test_the_pipelined_kernel_on_rows_that_see_nothing():
+    zero = torch.zeros(2, 9, dtype=torch.long)
+    layout = Layout(zero, zero, torch.stack([zero[0] + PAD, zero[0]]), zero)
+    shape = {"rows": 2, "width": 9, "size": 128, "page_size": 64, "dtype": torch.bfloat16}
+    case = make(0, "cuda", layout=layout, seen=[0, 0], **shape)
+    for splits in (1, 4):
+        assert error(case, run(case, pipelined(splits))) < TOLERANCE[torch.bfloat16]
 
 
 SHAPES = [(1, 1), (8, 1), (32, 1), (128, 1), (1, 32), (1, 128), (8, 32), (32, 8), (32, 32), (8, 128), (2, 512)]

@@ -28,9 +28,10 @@ LARGEST = 448.0  # of FLOAT8
 class Way:
     """How a product is done. The numbers are those of the kernels `gemm.thin`, `gemm.vector` and `even.even`."""
 
-    kind: Literal["library", "scaled", "narrow", "even", "thin", "vector"] = "library"
-    """scaled, narrow: float8 times float8, tokens rounded to it by rows or by groups of inputs (`kernels.groups`). The
-    other kinds round weights alone. narrow and even are the kernel `even.even`."""
+    kind: Literal["library", "parts", "scaled", "narrow", "even", "thin", "vector"] = "library"
+    """parts: the library makes the parts of a split sum as a batch of products. scaled, narrow: float8 times float8,
+    tokens rounded to it by rows or by groups of inputs (`kernels.groups`). The other kinds round weights alone. narrow
+    and even are the kernel `even.even`."""
     block_n: int = 0
     block_k: int = 0
     splits: int = 1
@@ -45,6 +46,8 @@ class Way:
     def __str__(self) -> str:
         if self.kind in ("library", "scaled"):
             return self.kind
+        if self.kind == "parts":
+            return f"parts /{self.splits}"
         tile = f"{self.block_n}{f'+{self.rest}' if self.rest else ''}{f'x{self.block_k}' if self.block_k else ''}"
         early = f"e{self.early}" if self.kind in ("even", "narrow") else ""
         pipeline = "" if self.kind == "vector" else f" s{self.stages}{early} /{self.splits}"
@@ -100,6 +103,8 @@ class FastLinear:
         assert isinstance(x_TK, Tensor)
         if way.kind == "library":
             return F.linear(x_TK, self.wide(x_TK.dtype), self.bias)
+        if way.kind == "parts":
+            return self._parts(way, x_TK)
         if way.kind == "scaled":
             return self._scaled(x_TK)
         from unmask.kernels import gemm
@@ -124,6 +129,16 @@ class FastLinear:
         sizes = {"block_n": way.block_n, "rest": way.rest, "splits": way.splits, "gated": way.gated}
         sizes |= {"warps": way.warps, "stages": way.stages, "early": way.early}
         return even(x, self.weight, self.bias, self.scale, dtype, **sizes, merge=not self.adds)
+
+    def _parts(self, way: Way, x_TK: Tensor) -> Tensor:
+        x_PTK = x_TK.unflatten(1, (way.splits, -1)).transpose(0, 1)
+        weight_PKN = self.weight.unflatten(1, (way.splits, -1)).permute(1, 2, 0)
+        sums_PTN = torch.bmm(x_PTK, weight_PKN, out_dtype=torch.float32)
+        if self.adds:
+            return sums_PTN
+        from unmask.kernels.gemm import merge_parts
+
+        return merge_parts(sums_PTN, self.bias, None, x_TK.new_empty(len(x_TK), len(self.weight)))
 
     def _scaled(self, x_TK: Tensor) -> Tensor:
         from unmask.kernels.float8 import quantise_rows

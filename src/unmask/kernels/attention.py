@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unmask.kernels.copies import copies, tiles
 from unmask.kernels.overlap import follow, overlapped, release
-from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, processors, tiling_of
+from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, pipelines, processors, tiling_of
 from unmask.layout import PAD
 
 _PAD = tl.constexpr(PAD)
@@ -65,17 +65,28 @@ def attend(
     group, device = heads // kv_heads, q_BWHD.device
     if tiling is None:
         item, packs = q_BWHD.element_size(), None if packed is None else tokens
-        tiling = tiling_of(Shape(rows, width, heads, kv_heads, size, slots, item, processors(device), packs))
+        ahead = pipelines(device, item, size, page_size)
+        tiling = tiling_of(Shape(rows, width, heads, kv_heads, size, slots, item, processors(device), packs, ahead))
     out_BWHD = torch.empty(q_BWHD.shape, dtype=q_BWHD.dtype, device=device)
     splits, part, lse = tiling.splits, out_BWHD, out_BWHD
     if splits > 1:
         part = torch.empty(tokens * heads, splits, size, dtype=torch.float32, device=device)
         lse = torch.empty(tokens * heads, splits, dtype=torch.float32, device=device)
-    block_d = max(16, triton.next_power_of_2(size))
-    whole = page_size % tiling.block_n == 0 and size == block_d and copies(device)
-    blocks = [tiles(x.flatten(1), tiling.block_n, size) if whole else x for x in (keys_SGD, values_SGD)]
-    grid = (triton.cdiv(width * group, tiling.block_m), rows * kv_heads, splits)
-    _attend[grid](
+    held = (keys_SGD.flatten(1), values_SGD.flatten(1))
+    if tiling.ahead:
+        from unmask.kernels.even import tiles as gluon_tiles
+        from unmask.kernels.pipelined import _attend_ahead as kernel
+
+        blocks = [gluon_tiles(x, tiling.block_n, size) for x in held]
+        own = {"SPLITS": splits}
+    else:
+        kernel, block_d = _attend, max(16, triton.next_power_of_2(size))
+        whole = page_size % tiling.block_n == 0 and size == block_d and copies(device)
+        blocks = [tiles(x, tiling.block_n, size) for x in held] if whole else [keys_SGD, values_SGD]
+        block_t = triton.next_power_of_2(table_BT.shape[1])
+        own = {"SPLIT": splits > 1, "WHOLE": whole, "SKIP": width > tiling.block_n}
+        own |= {"BLOCK_T": block_t, "BLOCK_D": block_d}
+    kernel[triton.cdiv(width * group, tiling.block_m), rows * kv_heads, splits](
         q_BWHD,
         k_BWGD,
         v_BWGD,
@@ -94,23 +105,19 @@ def attend(
         *(packed or (clear_B, seen_B)),  # pointers that no program follows
         size**-0.5 * LOG2_E,
         width,
-        kv_heads,
         table_BT.shape[1],
         *(step for x in (q_BWHD, k_BWGD, v_BWGD) for step in x.stride()[:3]),
         *(step for x in (keys_SGD, values_SGD) for step in x.stride()[:2]),
+        KV_HEADS=kv_heads,
         GROUP=group,
         SIZE=size,
         PAGE=page_size,
-        SPLIT=splits > 1,
         PACKED=packed is not None,
-        WHOLE=whole,
-        SKIP=width > tiling.block_n,
-        BLOCK_T=triton.next_power_of_2(table_BT.shape[1]),
         BLOCK_M=tiling.block_m,
         BLOCK_N=tiling.block_n,
-        BLOCK_D=block_d,
         STAGES=tiling.stages,
         num_warps=tiling.warps,
+        **own,
         **overlapped(q_BWHD.is_cuda),
     )
     if splits > 1:
@@ -138,7 +145,7 @@ def _merge_parts(part: Tensor, lse: Tensor, out: Tensor) -> None:
     )
 
 
-@triton.jit(do_not_specialize=["width", "kv_heads", "pages"])
+@triton.jit(do_not_specialize=["width", "pages"])
 def _attend(
     q_ptr: tl.tensor,  # [B, W, H, D], packed [1, M, H, D]; M = B * W if not
     k_ptr: tl.tensor,  # [B, W, G, D]
@@ -160,7 +167,6 @@ def _attend(
     count_ptr: tl.tensor,  # [B]
     scale: tl.tensor,  # to powers of two
     width: tl.tensor,
-    kv_heads: tl.tensor,
     pages: tl.tensor,  # T
     q_b: tl.tensor,
     q_w: tl.tensor,
@@ -175,6 +181,7 @@ def _attend(
     keys_g: tl.tensor,
     values_s: tl.tensor,
     values_g: tl.tensor,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,  # heads of a K/V head
     SIZE: tl.constexpr,  # D
     PAGE: tl.constexpr,
@@ -192,8 +199,8 @@ def _attend(
     release(OVERLAP)
     # Under a causal order the last tiles see the most keys: they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    row = (tl.program_id(1) // kv_heads).to(tl.int64)
-    g = tl.program_id(1) % kv_heads
+    row = (tl.program_id(1) // KV_HEADS).to(tl.int64)
+    g = tl.program_id(1) % KV_HEADS
     split, splits = tl.program_id(2), tl.num_programs(2)
 
     # The row has `used` tokens, the first of which is number `start` of all.
@@ -270,8 +277,7 @@ def _attend(
         *(SIZE, BLOCK_N, BLOCK_D, STAGES if SKIP else 1),
     )
 
-    heads = kv_heads * GROUP
-    index = ((start + column) * heads + head) * splits + split
+    index = ((start + column) * (KV_HEADS * GROUP) + head) * splits + split
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
     out = out_ptr + index[:, None] * SIZE + d[None, :]
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=real[:, None] & has_d)

@@ -80,9 +80,9 @@ def even(
     none = out  # a pointer that no program follows
     # Token tiles of one weight tile run side by side, so that the weight comes from memory once.
     _even[(triton.cdiv(tokens, block_t), triton.cdiv(outputs, block_n + rest), parts)](
-        _tiles(x_TK, block_t, step),
-        _tiles(weight_NK, block_n, step),
-        _tiles(weight_NK, rest or block_n, step),
+        tiles(x_TK, block_t, step),
+        tiles(weight_NK, block_n, step),
+        tiles(weight_NK, rest or block_n, step),
         x.scales if isinstance(x, Narrow) else none,
         none if bias_N is None else bias_N,
         none if scale_N is None else scale_N,
@@ -107,7 +107,7 @@ def even(
     return sums if parts == 1 or not merge else merge_parts(sums, bias_N, None, out)
 
 
-def _tiles(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+def tiles(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A matrix, contiguous, of which programs fetch tiles of so many rows and columns; zeros beyond its edges."""
     layout = gl.NVMMASharedLayout.get_default_for([rows, columns], DTYPES[x.dtype])
     return TensorDescriptor.from_tensor(x, [rows, columns], layout)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import triton
+
+from unmask.kernels import has_gluon
 
 MAX_SPLITS = 32
 PROCESSORS = 132  # of an H100 or H200
@@ -13,18 +16,30 @@ PROCESSORS = 132  # of an H100 or H200
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the work is cut: query rows and keys of a tile, parts the keys are split into, warps, pipeline stages."""
+    """How the work is cut: query rows and keys of a tile, parts the keys are split into, warps, pipeline stages; ahead:
+    by the kernel of `kernels.pipelined`."""
 
     block_m: int
     block_n: int
     splits: int
     warps: int
     stages: int
+    ahead: bool = False
 
 
 def processors(device: torch.device) -> int:
     """Of this GPU; of an H100 where Triton's interpreter runs."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
+
+
+def pipelines(device: torch.device, item_size: int, head_dim: int, page_size: int) -> bool:
+    """Whether the kernel of `kernels.pipelined` can be used."""
+    return item_size == 2 and head_dim in (64, 128) and page_size % 64 == 0 and _hopper(device)
+
+
+@cache
+def _hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and has_gluon() and torch.cuda.get_device_capability(device)[0] == 9
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class Shape:
         item_size: bytes of an element; 4 means float32, which has no tensor cores and whose tiles must be small.
         processors: of the GPU.
         packed: tokens of all rows, where they are packed; `width` is that of the widest row.
+        ahead: see `pipelines`.
     """
 
     rows: int
@@ -48,6 +64,7 @@ class Shape:
     item_size: int
     processors: int = PROCESSORS
     packed: int | None = None
+    ahead: bool = False
 
     @property
     def queries(self) -> int:
@@ -116,4 +133,7 @@ def candidates(shape: Shape) -> list[Tiling]:
             if splits <= shape.most(first.block_n):
                 stages = shape.stages(block_m, splits)
                 found.append(replace(first, block_m=block_m, warps=warps, splits=splits, stages=stages))
+    if shape.ahead:
+        once = shape.splits(64, 64)
+        found += [Tiling(64, 64, splits, 4, 4, True) for splits in (1, max(once // 2, 1), once)]
     return list(dict.fromkeys(found))
