@@ -7,7 +7,8 @@ powers of two, and accumulates in float32.
 Keys come in three runs: the leading slots of the row, all of which are read, without any mask; the slots from the first
 one that is not read; the window. The first run is nearly all of the work, so nothing may stand between its loads and
 its products: a row's page numbers are held in registers, since a table looked up in memory would stall the pipeline,
-and where a block lies within one page the copy engine (TMA) fetches it whole.
+and where a block lies within one page the copy engine (TMA) fetches it whole. `kernels.pipelined` is the same for
+Hopper; which is used is measured (`engine.tuning`).
 
 Shapes: see `layout`; besides S physical slots (pages * page_size), T pages of a row, N = T * page_size its logical
 slots.

@@ -3,7 +3,8 @@
 A decoding step is some 300 short kernels, each waiting for the last program of the one before. Here every kernel first
 lets the next one start, and waits for its predecessor before it touches anything that a kernel writes. A kernel that
 waits for its predecessor has waited for all before it, as those waited too; kernels of libraries start when all is
-done, as ever. Weights may be read before the wait (`kernels.even`); fetching them into the L2 cache gave nothing.
+done, as ever. Weights may be read before the wait (`kernels.even`), and what earlier steps cached
+(`kernels.pipelined`); fetching either into the L2 cache gave nothing.
 """
 
 from __future__ import annotations
