@@ -49,7 +49,7 @@ class Card:
     """Bytes of shared memory that a program may have."""
     capability: tuple[int, int]
     gluon: bool = True
-    """Triton has the language of `kernels.even`."""
+    """See `kernels.has_gluon`."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def runs_kernels(cuda: bool) -> bool:
 
 @cache
 def has_gluon() -> bool:
-    """Whether Triton has Gluon as `kernels.even` is written in it: from 3.6 on, while its names stay as they are."""
+    """Whether Triton has Gluon as the kernels here are written in it: from 3.6 on, while its names stay as they are."""
     try:
         import triton
         from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait  # noqa: F401

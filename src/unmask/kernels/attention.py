@@ -16,12 +16,14 @@ slots.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from unmask.kernels.copies import copies, tiles
+from unmask.kernels.copies import copies, gluon_tiles, tiles
 from unmask.kernels.overlap import follow, overlapped, release
 from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, pipelines, processors, tiling_of
 from unmask.layout import PAD
@@ -73,20 +75,7 @@ def attend(
     if splits > 1:
         part = torch.empty(tokens * heads, splits, size, dtype=torch.float32, device=device)
         lse = torch.empty(tokens * heads, splits, dtype=torch.float32, device=device)
-    held = (keys_SGD.flatten(1), values_SGD.flatten(1))
-    if tiling.ahead:
-        from unmask.kernels.even import tiles as gluon_tiles
-        from unmask.kernels.pipelined import _attend_ahead as kernel
-
-        blocks = [gluon_tiles(x, tiling.block_n, size) for x in held]
-        own = {"SPLITS": splits}
-    else:
-        kernel, block_d = _attend, max(16, triton.next_power_of_2(size))
-        whole = page_size % tiling.block_n == 0 and size == block_d and copies(device)
-        blocks = [tiles(x, tiling.block_n, size) for x in held] if whole else [keys_SGD, values_SGD]
-        block_t = triton.next_power_of_2(table_BT.shape[1])
-        own = {"SPLIT": splits > 1, "WHOLE": whole, "SKIP": width > tiling.block_n}
-        own |= {"BLOCK_T": block_t, "BLOCK_D": block_d}
+    kernel, blocks, own = _kernel(tiling, keys_SGD, values_SGD, page_size, width, table_BT.shape[1])
     kernel[triton.cdiv(width * group, tiling.block_m), rows * kv_heads, splits](
         q_BWHD,
         k_BWGD,
@@ -124,6 +113,23 @@ def attend(
     if splits > 1:
         _merge_parts(part, lse, out_BWHD)
     return out_BWHD
+
+
+def _kernel(
+    tiling: Tiling, keys_SGD: Tensor, values_SGD: Tensor, page_size: int, width: int, pages: int
+) -> tuple[Any, list[Any], dict[str, Any]]:
+    """The kernel of a tiling, its tiles of keys and values, and the constants that it alone has."""
+    size, held = keys_SGD.shape[2], [x.flatten(1) for x in (keys_SGD, values_SGD)]
+    if tiling.ahead:
+        from unmask.kernels.pipelined import _attend_ahead
+
+        assert page_size % tiling.block_n == 0
+        return _attend_ahead, [gluon_tiles(x, tiling.block_n, size) for x in held], {"SPLITS": tiling.splits}
+    block_d = max(16, triton.next_power_of_2(size))
+    whole = page_size % tiling.block_n == 0 and size == block_d and copies(keys_SGD.device)
+    blocks = [tiles(x, tiling.block_n, size) for x in held] if whole else [keys_SGD, values_SGD]
+    own = {"SPLIT": tiling.splits > 1, "WHOLE": whole, "SKIP": width > tiling.block_n}
+    return _attend, blocks, own | {"BLOCK_T": triton.next_power_of_2(pages), "BLOCK_D": block_d}
 
 
 def _merge_parts(part: Tensor, lse: Tensor, out: Tensor) -> None:
@@ -406,8 +412,7 @@ def _over_window(
         order_k = tl.load(order_ptr + w, mask=inside, other=0)
         lane_k = tl.load(lane_ptr + w, mask=inside, other=0)
         segment_k = tl.load(segment_ptr + w, mask=inside, other=_PAD)
-        keep = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
-        keep = keep & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None])) & inside[None, :]
+        keep = _sees((order_q, lane_q, segment_q), (order_k, lane_k, segment_k)) & inside[None, :]
         mask = inside[:, None] & (d < SIZE)
         k = tl.load(k_ptr + w[:, None] * k_w + d, mask=mask, other=0.0)
         v = tl.load(v_ptr + w[:, None] * v_w + d, mask=mask, other=0.0)
@@ -443,15 +448,32 @@ def _absorb(
     score = tl.dot(q, tl.trans(k), input_precision="ieee")
     if keep is not None:
         score = tl.where(keep, score, float("-inf"))
+    best, total, weight, shrink = _weigh(score, scale, best, total, keep is None)
+    acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return best, total, acc
+
+
+@triton.jit
+def _sees(of_queries: tl.tuple, of_keys: tl.tuple) -> tl.tensor:
+    """The rule of `layout.visible` on order, lane and segment of queries and of keys."""
+    order_q, lane_q, segment_q = of_queries
+    order_k, lane_k, segment_k = of_keys
+    sees = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
+    return sees & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None]))
+
+
+@triton.jit
+def _weigh(
+    score: tl.tensor, scale: tl.tensor, best: tl.tensor, total: tl.tensor, ALL: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Highest score and sum of weights with these scores taken in, their weights, and by what all earlier ones shrink.
+
+    ALL: each query sees a key here; one that has seen none yet keeps weights of 0, not exp2(-inf + inf)."""
     higher = tl.maximum(best, tl.max(score, 1) * scale)
-    base = higher
-    if keep is not None:  # a query that has seen nothing yet keeps weights of 0, not exp2(-inf + inf)
-        base = tl.where(higher == float("-inf"), 0.0, higher)
+    base = higher if ALL else tl.where(higher == float("-inf"), 0.0, higher)
     weight = tl.exp2(score * scale - base[:, None])
     shrink = tl.exp2(best - base)
-    total = total * shrink + tl.sum(weight, 1)
-    acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return higher, total, acc
+    return higher, total * shrink + tl.sum(weight, 1), weight, shrink
 
 
 @triton.jit(do_not_specialize=["queries", "splits"])

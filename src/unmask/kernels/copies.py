@@ -26,3 +26,13 @@ def tiles(x: Tensor, rows: int, columns: int) -> Any:
     """A matrix, contiguous, of which a kernel loads tiles of so many rows and columns; zeros beyond its edges."""
     assert TensorDescriptor is not None
     return TensorDescriptor.from_tensor(x, [rows, columns])
+
+
+def gluon_tiles(x: Tensor, rows: int, columns: int) -> Any:
+    """The same for a kernel in Gluon, which is told how tiles lie in shared memory."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float8_e4m3fn: gl.float8e4nv}[x.dtype]
+    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], dtype)
+    return TensorDescriptor.from_tensor(x, [rows, columns], layout)

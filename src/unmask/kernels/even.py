@@ -26,14 +26,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from unmask.kernels.copies import gluon_tiles
 from unmask.kernels.gemm import _finish, _gate, merge_parts
 from unmask.kernels.groups import Narrow
 from unmask.kernels.overlap import overlapped, release, wait
 from unmask.kernels.shares import GROUP, STEP, tile_tokens
-
-DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float8_e4m3fn: gl.float8e4nv}
 
 
 def even(
@@ -80,9 +78,9 @@ def even(
     none = out  # a pointer that no program follows
     # Token tiles of one weight tile run side by side, so that the weight comes from memory once.
     _even[(triton.cdiv(tokens, block_t), triton.cdiv(outputs, block_n + rest), parts)](
-        tiles(x_TK, block_t, step),
-        tiles(weight_NK, block_n, step),
-        tiles(weight_NK, rest or block_n, step),
+        gluon_tiles(x_TK, block_t, step),
+        gluon_tiles(weight_NK, block_n, step),
+        gluon_tiles(weight_NK, rest or block_n, step),
         x.scales if isinstance(x, Narrow) else none,
         none if bias_N is None else bias_N,
         none if scale_N is None else scale_N,
@@ -94,7 +92,6 @@ def even(
         NARROW=narrow,
         BIAS=bias_N is not None and parts == 1,
         SUMS=2 if gated else 1,
-        DTYPE=DTYPES[out.dtype],
         BLOCK_T=block_t,
         BLOCK_N=block_n,
         REST=rest,
@@ -105,12 +102,6 @@ def even(
         **overlapped(x_TK.is_cuda),
     )
     return sums if parts == 1 or not merge else merge_parts(sums, bias_N, None, out)
-
-
-def tiles(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """A matrix, contiguous, of which programs fetch tiles of so many rows and columns; zeros beyond its edges."""
-    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], DTYPES[x.dtype])
-    return TensorDescriptor.from_tensor(x, [rows, columns], layout)
 
 
 @gluon.jit(do_not_specialize=["tokens"])  # one compilation for all numbers of tokens of a tile
@@ -129,7 +120,6 @@ def _even(
     NARROW: gl.constexpr,
     BIAS: gl.constexpr,
     SUMS: gl.constexpr,  # 2 with `gated`
-    DTYPE: gl.constexpr,  # of the whole result
     BLOCK_T: gl.constexpr,
     BLOCK_N: gl.constexpr,
     REST: gl.constexpr,
@@ -166,9 +156,39 @@ def _even(
     for stage in gl.static_range(EARLY, STAGES):
         _fetch(tiles, first_n, outputs, first + stage, stage, stage < count, SUMS, REST, BYTES)
 
-    DEPTH: gl.constexpr = 256 // dtype.primitive_bitwidth
+    x = (x_block, xs, x_scale_ptr, first_t, tokens, steps)
+    sums = _summed(tiles, x, first_n, outputs, first, count, NARROW, SUMS, REST, STAGES, BYTES)
+    out_ptr += gl.program_id(2).to(gl.int64) * tokens * outputs
+    one = (sums[0], sums[2], out_ptr, bias_ptr, scale_ptr)
+    _write(one, first_t, first_n, tokens, outputs, NARROW, BIAS, SUMS)
+    if REST:
+        one = (sums[1], sums[3], out_ptr, bias_ptr, scale_ptr)
+        _write(one, first_t, first_n + BLOCK_N, tokens, outputs, NARROW, BIAS, SUMS)
+
+
+@gluon.jit
+def _summed(
+    tiles: gl.tuple,
+    x: gl.tuple,
+    first_n: gl.tensor,
+    outputs: gl.tensor,
+    first: gl.tensor,
+    count: gl.tensor,
+    NARROW: gl.constexpr,
+    SUMS: gl.constexpr,
+    REST: gl.constexpr,
+    STAGES: gl.constexpr,
+    BYTES: gl.constexpr,
+) -> gl.tuple:
+    """The sums of `count` steps from `first` on, the first STAGES of which are on their way."""
+    _, _, weights, rests, bars = tiles
+    x_block, xs, x_scale_ptr, first_t, tokens, steps = x
+    BLOCK_T: gl.constexpr = xs.shape[1]
+    BLOCK_N: gl.constexpr = weights.shape[1]
+    STEP: gl.constexpr = xs.shape[2]
+    DEPTH: gl.constexpr = 256 // x_block.dtype.primitive_bitwidth
     DOWN: gl.constexpr = BLOCK_T // 64 * 4  # warps along the tokens
-    ACROSS: gl.constexpr = num_warps // DOWN
+    ACROSS: gl.constexpr = gl.num_warps() // DOWN
     WIDE: gl.constexpr = REST or 16 * ACROSS
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [DOWN, ACROSS], [16, BLOCK_N // ACROSS, DEPTH])
     layout_rest: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [DOWN, ACROSS], [16, WIDE // ACROSS, DEPTH])
@@ -198,13 +218,7 @@ def _even(
         tma.async_copy_global_to_shared(x_block, at, bars.index(ahead % STAGES), xs.index(ahead % STAGES), more)
         sums = _add(sums, found, x_scale, SUMS, REST) if NARROW else found
         x_scale = following
-    sums = _finished(sums, SUMS, REST, 0)
-    out_ptr += gl.program_id(2).to(gl.int64) * tokens * outputs
-    one = (sums[0], sums[2], out_ptr, bias_ptr, scale_ptr)
-    _write(one, first_t, first_n, tokens, outputs, NARROW, BIAS, SUMS, DTYPE)
-    if REST:
-        one = (sums[1], sums[3], out_ptr, bias_ptr, scale_ptr)
-        _write(one, first_t, first_n + BLOCK_N, tokens, outputs, NARROW, BIAS, SUMS, DTYPE)
+    return _finished(sums, SUMS, REST, 0)
 
 
 @gluon.jit
@@ -297,11 +311,11 @@ def _write(
     SCALE: gl.constexpr,
     BIAS: gl.constexpr,
     SUMS: gl.constexpr,
-    dtype: gl.constexpr,
 ) -> None:
     """What becomes of the sums of outputs from `first_n` on, stored."""
     acc, up, out_ptr, bias_ptr, scale_ptr = one
     layout: gl.constexpr = acc.type.layout
+    dtype: gl.constexpr = out_ptr.dtype.element_ty
     t = first_t + gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))
     n = first_n + gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))
     column = gl.minimum(n, outputs - 1)[None, :]
@@ -309,4 +323,4 @@ def _write(
     if SUMS == 2:
         acc = _gate(acc, _finish(up, outputs + column, bias_ptr, scale_ptr, BIAS, SCALE), dtype)
     at = t.to(gl.int64)[:, None] * outputs + n[None, :]
-    gl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=(t < tokens)[:, None] & (n < outputs)[None, :])
+    gl.store(out_ptr + at, acc.to(dtype), mask=(t < tokens)[:, None] & (n < outputs)[None, :])

@@ -15,6 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
 
+from unmask.kernels.attention import _PAD, _sees, _weigh
 from unmask.kernels.overlap import release, wait
 
 ENDS = gl.constexpr(2)  # blocks at the end of a row that are on their way at once
@@ -108,7 +109,7 @@ def _attend_ahead(
     hopper.fence_async_shared()
     # All that is read until the wait is of the step's plan, or was cached by earlier steps.
     tiles = (keys_block, values_block, keys, values, bars, table_ptr, g)
-    begins = ()
+    begins = ()  # all pages first: a copy that is asked for lets no load behind it go ahead
     for stage in gl.static_range(STAGES):
         begins = begins + (_begin(table_ptr, first + stage, stage < count, PAGE, BLOCK_N),)
     for stage in gl.static_range(STAGES):
@@ -117,7 +118,8 @@ def _attend_ahead(
     real = m // GROUP < used
     order_q = gl.load(order_ptr + at + m // GROUP, mask=real, other=0)
     lane_q = gl.load(lane_ptr + at + m // GROUP, mask=real, other=0)
-    segment_q = gl.load(segment_ptr + at + m // GROUP, mask=real, other=-1)
+    segment_q = gl.load(segment_ptr + at + m // GROUP, mask=real, other=_PAD)
+    of_queries = (order_q, lane_q, segment_q)
 
     ends_k = gl.allocate_shared_memory(dtype, [ENDS, BLOCK_N, SIZE], tile_of)
     ends_v = gl.allocate_shared_memory(dtype, [ENDS, BLOCK_N, SIZE], tile_of)
@@ -145,9 +147,8 @@ def _attend_ahead(
     mixed = gl.zeros([BLOCK_M, SIZE], gl.float32, of_mixed)
     if count > 0:
         best, total, mixed = _over_clear(tiles, q, first, count, scale, best, total, mixed, PAGE, STAGES, of_score)
-    marks_q = (order_q, lane_q, segment_q)
     best, total, mixed = _over_ends(
-        ends, q, marks_q, first + count, scale, best, total, mixed, PAGE, BLOCK_N, SIZE, of_score, of_load
+        ends, q, of_queries, first + count, scale, best, total, mixed, PAGE, BLOCK_N, SIZE, of_score, of_load
     )
 
     index = ((start + m // GROUP) * (KV_HEADS * GROUP) + g * GROUP + m % GROUP) * SPLITS + split
@@ -214,7 +215,7 @@ def _over_clear(
         mbarrier.wait(bars.index(after), (index + 1) // STAGES & 1, index + 1 < count)
         following = hopper.warpgroup_mma(q, keys.index(after).permute((1, 0)), none, use_acc=False, is_async=True)
         mixing = hopper.warpgroup_mma(weight, values.index(before), mixed, is_async=True)
-        best, total, now, shrink = _weigh(score, scale, best, total)
+        best, total, now, shrink = _weigh(score, scale, best, total, False)
         now = gl.convert_layout(now.to(q.dtype), of_weight)
         # With the weights among what it gives, the wait stays behind them.
         score, mixed, weight, now = hopper.warpgroup_mma_wait(0, deps=[following, mixing, weight, now])
@@ -232,7 +233,7 @@ def _over_clear(
 def _over_ends(
     ends: gl.tuple,
     q: gl.shared_memory_descriptor,
-    marks_q: gl.tuple,
+    of_queries: gl.tuple,
     first: gl.tensor,
     scale: gl.tensor,
     best: gl.tensor,
@@ -247,7 +248,6 @@ def _over_ends(
     """The same over the blocks from `first` to the last, under the rule of `layout.visible` and what is readable."""
     ends_k, ends_v, marks, _, _, _, bounds = ends
     _, used, cached, last = bounds
-    order_q, lane_q, segment_q = marks_q
     across: gl.constexpr = gl.SliceLayout(0, of_score)
     of_weight: gl.constexpr = gl.DotOperandLayout(0, mixed.type.layout, 2)
     none = gl.zeros([mixed.shape[0], BLOCK_N], gl.float32, of_score)
@@ -262,12 +262,11 @@ def _over_ends(
         segment_k = marks.index(4 * place + 2).load(across)
         readable = marks.index(4 * place + 3).load(across)
         in_cache = block < cached
-        sees = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
-        sees = sees & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None]))
+        sees = _sees(of_queries, (order_k, lane_k, segment_k))
         keep = gl.where(in_cache, readable != 0, (block - cached) * BLOCK_N + n < used)
         score = hopper.warpgroup_mma_wait(0, deps=[score])
         score = gl.where((sees | in_cache) & keep[None, :], score, float("-inf"))
-        best, total, weight, shrink = _weigh(score, scale, best, total)
+        best, total, weight, shrink = _weigh(score, scale, best, total, False)
         weight = gl.convert_layout(weight.to(q.dtype), of_weight)
         mixing = hopper.warpgroup_mma(weight, ends_v.index(place), _shrunk(mixed, shrink), is_async=True)
         mixed, weight = hopper.warpgroup_mma_wait(0, deps=[mixing, weight])
@@ -314,18 +313,6 @@ def _fetch_end(
         async_copy.async_copy_global_to_shared(ends_k.index(place), k_at, keep[:, None])
         async_copy.async_copy_global_to_shared(ends_v.index(place), v_at, keep[:, None])
     async_copy.commit_group()
-
-
-@gluon.jit
-def _weigh(score: gl.tensor, scale: gl.tensor, best: gl.tensor, total: gl.tensor) -> gl.tuple:
-    """One step of the online softmax: highest score and sum of weights with these scores taken in, their weights, and
-    by what all earlier ones shrink."""
-    higher = gl.maximum(best, gl.max(score, 1) * scale)
-    # A query that has seen nothing yet keeps weights of 0, not exp2(-inf + inf).
-    base = gl.where(higher == float("-inf"), 0.0, higher)
-    weight = gl.exp2(score * scale - base[:, None])
-    shrink = gl.exp2(best - base)
-    return higher, total * shrink + gl.sum(weight, 1), weight, shrink
 
 
 @gluon.jit

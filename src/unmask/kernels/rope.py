@@ -154,17 +154,28 @@ def _rotate_and_store(
     key = keys_ptr + slot * slot_s + g * slot_g
     value = values_ptr + slot * slot_s + g * slot_g
     new = ~is_v | (PARTS > 0)  # values stay as they are
-    tl.store(here + i, a, mask=pair & new)
-    tl.store(here + HALF + i, b, mask=pair & new)
-    tl.store(key + i, a, mask=pair & stored & ~is_v)
-    tl.store(key + HALF + i, b, mask=pair & stored & ~is_v)
-    tl.store(value + i, a, mask=pair & stored & is_v)
-    tl.store(value + HALF + i, b, mask=pair & stored & is_v)
+    _store(a, here, key, value, i, pair, new, stored, is_v)
+    _store(b, here, key, value, HALF + i, pair, new, stored, is_v)
     if REST > 0:
-        c = tl.where(is_v, c, z.to(dtype))
-        tl.store(here + r, c, mask=tail & new)
-        tl.store(key + r, c, mask=tail & stored & ~is_v)
-        tl.store(value + r, c, mask=tail & stored & is_v)
+        _store(tl.where(is_v, c, z.to(dtype)), here, key, value, r, tail, new, stored, is_v)
+
+
+@triton.jit
+def _store(
+    x: tl.tensor,
+    here: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    at: tl.tensor,
+    inside: tl.tensor,
+    new: tl.tensor,
+    stored: tl.tensor,
+    is_v: tl.tensor,
+) -> None:
+    """Part of each head, to its place in the projection if it is `new` there, and to the cache if it is `stored`."""
+    tl.store(here + at, x, mask=inside & new)
+    tl.store(key + at, x, mask=inside & stored & ~is_v)
+    tl.store(value + at, x, mask=inside & stored & is_v)
 
 
 @triton.jit

@@ -135,5 +135,5 @@ def candidates(shape: Shape) -> list[Tiling]:
                 found.append(replace(first, block_m=block_m, warps=warps, splits=splits, stages=stages))
     if shape.ahead:
         once = shape.splits(64, 64)
-        found += [Tiling(64, 64, splits, 4, 4, True) for splits in (1, max(once // 2, 1), once)]
+        found += [Tiling(64, 64, splits, 4, 4, ahead=True) for splits in (1, max(once // 2, 1), once)]
     return list(dict.fromkeys(found))
