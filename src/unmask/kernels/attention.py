@@ -25,6 +25,7 @@ from torch import Tensor
 
 from unmask.kernels.copies import copies, gluon_tiles, tiles
 from unmask.kernels.overlap import follow, overlapped, release
+from unmask.kernels.softmax import sees, weigh
 from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, pipelines, processors, tiling_of
 from unmask.layout import PAD
 
@@ -412,7 +413,7 @@ def _over_window(
         order_k = tl.load(order_ptr + w, mask=inside, other=0)
         lane_k = tl.load(lane_ptr + w, mask=inside, other=0)
         segment_k = tl.load(segment_ptr + w, mask=inside, other=_PAD)
-        keep = _sees((order_q, lane_q, segment_q), (order_k, lane_k, segment_k)) & inside[None, :]
+        keep = sees(order_q, lane_q, segment_q, order_k, lane_k, segment_k) & inside[None, :]
         mask = inside[:, None] & (d < SIZE)
         k = tl.load(k_ptr + w[:, None] * k_w + d, mask=mask, other=0.0)
         v = tl.load(v_ptr + w[:, None] * v_w + d, mask=mask, other=0.0)
@@ -448,32 +449,9 @@ def _absorb(
     score = tl.dot(q, tl.trans(k), input_precision="ieee")
     if keep is not None:
         score = tl.where(keep, score, float("-inf"))
-    best, total, weight, shrink = _weigh(score, scale, best, total, keep is None)
+    best, total, weight, shrink = weigh(score, scale, best, total, keep is None)
     acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
     return best, total, acc
-
-
-@triton.jit
-def _sees(of_queries: tl.tuple, of_keys: tl.tuple) -> tl.tensor:
-    """The rule of `layout.visible` on order, lane and segment of queries and of keys."""
-    order_q, lane_q, segment_q = of_queries
-    order_k, lane_k, segment_k = of_keys
-    sees = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
-    return sees & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None]))
-
-
-@triton.jit
-def _weigh(
-    score: tl.tensor, scale: tl.tensor, best: tl.tensor, total: tl.tensor, ALL: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Highest score and sum of weights with these scores taken in, their weights, and by what all earlier ones shrink.
-
-    ALL: each query sees a key here; one that has seen none yet keeps weights of 0, not exp2(-inf + inf)."""
-    higher = tl.maximum(best, tl.max(score, 1) * scale)
-    base = higher if ALL else tl.where(higher == float("-inf"), 0.0, higher)
-    weight = tl.exp2(score * scale - base[:, None])
-    shrink = tl.exp2(best - base)
-    return higher, total * shrink + tl.sum(weight, 1), weight, shrink
 
 
 @triton.jit(do_not_specialize=["queries", "splits"])

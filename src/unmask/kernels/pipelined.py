@@ -15,8 +15,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
 
-from unmask.kernels.attention import _PAD, _sees, _weigh
+from unmask.kernels.attention import _PAD
 from unmask.kernels.overlap import release, wait
+from unmask.kernels.softmax import sees, weigh
 
 ENDS = gl.constexpr(2)  # blocks at the end of a row that are on their way at once
 
@@ -215,7 +216,7 @@ def _over_clear(
         mbarrier.wait(bars.index(after), (index + 1) // STAGES & 1, index + 1 < count)
         following = hopper.warpgroup_mma(q, keys.index(after).permute((1, 0)), none, use_acc=False, is_async=True)
         mixing = hopper.warpgroup_mma(weight, values.index(before), mixed, is_async=True)
-        best, total, now, shrink = _weigh(score, scale, best, total, False)
+        best, total, now, shrink = weigh(score, scale, best, total, False)
         now = gl.convert_layout(now.to(q.dtype), of_weight)
         # With the weights among what it gives, the wait stays behind them.
         score, mixed, weight, now = hopper.warpgroup_mma_wait(0, deps=[following, mixing, weight, now])
@@ -248,6 +249,7 @@ def _over_ends(
     """The same over the blocks from `first` to the last, under the rule of `layout.visible` and what is readable."""
     ends_k, ends_v, marks, _, _, _, bounds = ends
     _, used, cached, last = bounds
+    order_q, lane_q, segment_q = of_queries
     across: gl.constexpr = gl.SliceLayout(0, of_score)
     of_weight: gl.constexpr = gl.DotOperandLayout(0, mixed.type.layout, 2)
     none = gl.zeros([mixed.shape[0], BLOCK_N], gl.float32, of_score)
@@ -262,11 +264,11 @@ def _over_ends(
         segment_k = marks.index(4 * place + 2).load(across)
         readable = marks.index(4 * place + 3).load(across)
         in_cache = block < cached
-        sees = _sees(of_queries, (order_k, lane_k, segment_k))
+        seen_by = sees(order_q, lane_q, segment_q, order_k, lane_k, segment_k)
         keep = gl.where(in_cache, readable != 0, (block - cached) * BLOCK_N + n < used)
         score = hopper.warpgroup_mma_wait(0, deps=[score])
-        score = gl.where((sees | in_cache) & keep[None, :], score, float("-inf"))
-        best, total, weight, shrink = _weigh(score, scale, best, total, False)
+        score = gl.where((seen_by | in_cache) & keep[None, :], score, float("-inf"))
+        best, total, weight, shrink = weigh(score, scale, best, total, False)
         weight = gl.convert_layout(weight.to(q.dtype), of_weight)
         mixing = hopper.warpgroup_mma(weight, ends_v.index(place), _shrunk(mixed, shrink), is_async=True)
         mixed, weight = hopper.warpgroup_mma_wait(0, deps=[mixing, weight])

@@ -1,0 +1,34 @@
+"""What the kernels of attention share: who sees whom, and a step of the online softmax. Gluon may call both."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sees(
+    order_q: tl.tensor,
+    lane_q: tl.tensor,
+    segment_q: tl.tensor,
+    order_k: tl.tensor,
+    lane_k: tl.tensor,
+    segment_k: tl.tensor,
+) -> tl.tensor:
+    """The rule of `layout.visible`: which queries see which keys."""
+    before = (order_k[None, :] <= order_q[:, None]) & (segment_k[None, :] == segment_q[:, None])
+    return before & ((lane_k == 0)[None, :] | (lane_k[None, :] == lane_q[:, None]))
+
+
+@triton.jit
+def weigh(
+    score: tl.tensor, scale: tl.tensor, best: tl.tensor, total: tl.tensor, ALL: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Highest score and sum of weights with these scores taken in, their weights, and by what all earlier ones shrink.
+
+    ALL: each query sees a key here; one that has seen none yet keeps weights of 0, not exp2(-inf + inf)."""
+    higher = tl.maximum(best, tl.max(score, 1) * scale)
+    base = higher if ALL else tl.where(higher == float("-inf"), 0.0, higher)
+    weight = tl.exp2(score * scale - base[:, None])
+    shrink = tl.exp2(best - base)
+    return higher, total * shrink + tl.sum(weight, 1), weight, shrink
