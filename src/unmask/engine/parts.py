@@ -22,7 +22,7 @@ def missing(device: torch.device) -> str:
         return f"it needs a CUDA device, the model is on {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0 or higher"
-    return "" if runs_kernels(True) else "it needs Triton, which is not installed"
+    return "" if runs_kernels(True) else "it needs Triton 3.4 or newer, which is not installed"
 
 
 def parts_for(lm: LM, method: Method[Any], pages: int, page_size: int, quantise: str | None) -> Parts:
