@@ -7,7 +7,9 @@ weight is still in the L2 cache when its turn comes again. Afterwards nothing ch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -256,6 +258,7 @@ def tune_attention(
 
         return both
 
+    compiled([call(0, tiling) for tiling in tilings], device)
     times = {tiling: microseconds([call(layer, tiling) for layer in range(layers)]) for tiling in tilings}
     fastest[shape] = min(times, key=lambda tiling: times[tiling])
     return times
@@ -267,10 +270,10 @@ def _measure(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Ti
     device = first.weight.device
     x_TK = torch.randn(tokens, inputs, device=device, dtype=dtype)
     rotation = _rotation(group)
-    times = {
-        way: microseconds([_call(linear, way, x_TK) for linear in rotation])
-        for way in ways(first, tokens, dtype, card(device))
-    }
+    found = ways(first, tokens, dtype, card(device))
+    # The library keeps memory for each thread that calls it.
+    compiled([_call(first, way, x_TK) for way in found if way.kind not in ("library", "parts", "scaled")], device)
+    times = {way: microseconds([_call(linear, way, x_TK) for linear in rotation]) for way in found}
     return Timing(outputs, inputs, first.weight.element_size(), tokens, times, chosen(times))
 
 
@@ -301,6 +304,23 @@ def _rotation(group: Sequence[FastLinear]) -> list[FastLinear]:
     size = weight.numel() * weight.element_size()
     copies = min(-(-ROTATED // size), 64) - len(group)
     return [*group, *(replace(group[0], weight=weight.clone()) for _ in range(copies))]
+
+
+def compiled(calls: Sequence[Callable[[], object]], device: torch.device) -> None:
+    """Makes each call once, several at a time: what takes long is that kernels are compiled. Off a GPU makes none."""
+    if device.type != "cuda":
+        return
+
+    def one(call: Callable[[], object]) -> None:
+        with torch.inference_mode(), torch.cuda.device(device):
+            call()
+
+    def bind() -> None:
+        torch.zeros(1, device=device)  # a thread has no CUDA context before its first kernel
+
+    with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1, 16) or 1, initializer=bind) as pool:
+        list(pool.map(one, calls))
+    torch.cuda.synchronize(device)
 
 
 def microseconds(calls: Iterable[Callable[[], object]]) -> float:
