@@ -30,6 +30,7 @@ RUNS = {
     "fast_dllm_v2-32": ("fast-dllm-v2-tiny", {}),
     "fast_dllm_v2-cache": ("fast-dllm-v2-tiny", {"sub_block_cache": True}),
     "fast_dllm_v2-sliding": ("fast-dllm-v2-tiny", {"block_size": 8, "sub_block_size": 4, "sliding": True}),
+    "fast_dllm_v2-trim": ("fast-dllm-v2-tiny", {"sub_block_size": 4, "trim": True, "sub_block_cache": True}),
     "fast_dllm_v2-narrow": ("fast-dllm-v2-tiny", {"sub_block_size": 4, "sliding": True, "sub_block_cache": True}),
     "d2f-llada": ("llada-tiny", {"block_size": 4, "threshold": 0.7}),
     "d2f-dream": ("dream-tiny", {"block_size": 8}),
@@ -71,13 +72,13 @@ RUNS = {
 }
 # Keys of a full-attention model are approximate in any cache; confidences with credit are not raw.
 STALE = ("fast_dllm-prefix", "fast_dllm-dream-dual", "dparallel-dual", "dinfer-credit", "dinfer-vicinity")
-# Stale keys in the one; in the other a token is written before it is final (tests/decoding/test_llada2.py).
+# Stale keys in the first; in the last a token is written before it is final (tests/decoding/test_llada2.py).
 # LoPA decides by several versions of the canvas (tests/decoding/test_lopa.py).
 # Copies of a window speak of the same positions; which one was kept, the trace does not say.
 VERSIONS = ("lopa", "lopa-full", "jacobi_blocks-recycling")
 # FreeDave's drafts likewise (tests/decoding/test_freedave.py); without drafts it is exact.
 DRAFTS = [n for n in RUNS if n.startswith("freedave") and n != "freedave-one"]
-ONCE = ("fast_dllm_v2-cache", "fast_dllm_v2-narrow", "llada2-editing")
+ONCE = ("fast_dllm_v2-cache", "fast_dllm_v2-trim", "fast_dllm_v2-narrow", "llada2-editing")
 EXACT = [n for n in RUNS if n not in (*ONCE, *STALE, *VERSIONS, *DRAFTS)]
 NEW = 16
 

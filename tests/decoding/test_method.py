@@ -61,6 +61,7 @@ def test_bad_values_are_named_with_what_is_allowed(method, options, message):
         ),
         ("sdar-tiny", "fast_dllm_v2", {}, "needs a model with token shift"),
         ("sdar-tiny", "masked", {}, "trained with block attention"),
+        ("fast-dllm-v2-tiny", "fast_dllm_v2", {"trim": True}, "trim needs sub_block_cache"),
         ("fast-dllm-v2-tiny", "fast_dllm_v2", {"block_size": 12}, "sub_block_size 8 does not divide block_size 12"),
         ("llada-tiny", "masked", {"block_size": 7}, "block_size 7 does not divide max_new_tokens 16"),
         ("llada-tiny", "masked", {"block_size": 8, "steps": 3}, "steps 3 is not a multiple of the 2 blocks"),

@@ -104,7 +104,7 @@ def test_fast_dllm_v2_that_looks_at_one_token_decodes_under_a_causal_mask(seed, 
         assert row.counters.decode_forwards <= 20
 
 
-@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("cache", [{}, {"sub_block_cache": True}, {"sub_block_cache": True, "trim": True}])
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("seed", range(2))
@@ -118,9 +118,9 @@ def test_every_change_of_mind_reads_the_right_rows(cache, sliding, fused, seed):
     options = {
         "block_size": 8,
         "sub_block_size": 4,
-        "sub_block_cache": cache,
         "sliding": sliding,
         "fused_commit": fused,
+        **cache,
     }
     prompts = [text[:n] for n in (1, 7, 8, 9, 16, 21)]
     rows = told(lm, "fast_dllm_v2", options, prompts, 96, lambda: rng.choice((1, 1, 4, 8)))

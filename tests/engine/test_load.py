@@ -105,6 +105,7 @@ def test_steps_that_were_not_measured_lie_between_those_that_were():
 CASES = [
     ("fast_dllm_v2", "fast-dllm-v2-tiny", {"block_size": 8, "sub_block_size": 4, "threshold": 0.5}),
     ("fast_dllm_v2", "fast-dllm-v2-tiny", {"block_size": 8, "sub_block_size": 4, "sub_block_cache": True}),
+    ("fast_dllm_v2", "fast-dllm-v2-tiny", {"sub_block_size": 4, "sub_block_cache": True, "trim": True}),
     ("d2f", "dream-tiny", {"block_size": 4, "threshold": 0.5}),
     ("wedlm", "wedlm-tiny", {"window_size": 6}),
     ("jacobi", "wedlm-tiny", {"block_size": 6}),
@@ -212,9 +213,12 @@ def test_new_rows_are_told_what_suits_them_all(monkeypatch):
     assert all(r.status is Status.FINISHED for r in made)
 
 
-def test_an_engine_measures_its_steps_at_the_start():
-    engine = Engine(tiny("fast-dllm-v2-tiny"), "fast_dllm_v2", rows=4, max_prompt=16, max_new_tokens=16, by_load=True)
-    assert engine.load is not None and engine.load.reaches == (1, 8, 32)
+@pytest.mark.parametrize(("cache", "reaches"), [(False, (1, 8, 32)), (True, (1, 8))])
+def test_an_engine_measures_its_steps_at_the_start(cache, reaches):
+    """Up to whole blocks of all rows, also where no row is told to look so far."""
+    sizes = {"rows": 4, "max_prompt": 16, "max_new_tokens": 16}
+    engine = Engine(tiny("fast-dllm-v2-tiny"), "fast_dllm_v2", by_load=True, sub_block_cache=cache, **sizes)
+    assert engine.load is not None and engine.load.reaches == reaches
     assert [n for n, _ in engine.load.times] == [1, 4, 8, 32, 128]
     assert all(ms > 0 for _, ms in engine.load.times)
     assert engine.widths == (1, 8, 16, 32)

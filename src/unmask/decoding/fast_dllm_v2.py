@@ -4,8 +4,8 @@ Paper: "Fast-dLLM v2: Efficient Block-Diffusion LLM" (arXiv 2509.26328; official
 the checkpoints' own modelling file). Every row decides for itself whether it needs a whole block or a sub-block, so a
 batch equals its rows alone. On purpose different from the official batch code: prompts of exactly one block are used,
 every row gets its bridge token, an end token that arrives as a bridge token ends the row, any block size works. The
-mask token is never proposed. `sliding`, `fused_commit` and what rows do under a load (sub-blocks instead of blocks, or
-one token after the other as autoregressive decoding of the same weights) are ours.
+mask token is never proposed. `sliding`, `trim`, `fused_commit` and what rows do under a load (sub-blocks instead of
+blocks, or one token after the other as autoregressive decoding of the same weights) are ours.
 
     unmask generate nano "..." --method fast_dllm_v2 --set threshold=0.9
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class SubBlockState(State):
     """start [B]: first position of the block in work. scratch [B]: the block's slots hold usable keys (of this block,
-    maybe stale). round [B]: forwards spent on the sub-block. With a window that slides, or under a load, kept [B]:
+    maybe stale). round [B]: forwards spent on the sub-block. With `trim`, a window that slides or a load, kept [B]:
     positions before it have keys of their tokens, not of masks; chain [B]: the block is decoded token by token, under a
     causal mask, and its keys stay."""
 
@@ -62,6 +62,11 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         "look at the first sub_block_size open positions of a block instead of at sub-blocks one after the other; with "
         "sub_block_cache a block is then run as a whole once, not once a sub-block, before it is complete",
     )
+    trim: bool = option(
+        False,
+        "with sub_block_cache, run a sub-block from the first position on whose key is not yet of its token, which may "
+        "lie in the one before; a block is then run as a whole once, not once a sub-block, before it is complete",
+    )
     greedy_bridge: bool = option(
         True, "take the first token of a block greedily even when sampling, as the official code does"
     )
@@ -87,6 +92,8 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         sub = min(self.sub_block_size, block)
         if block % sub:
             raise UnmaskError(f"fast_dllm_v2: sub_block_size {sub} does not divide block_size {block}")
+        if self.trim and not self.sub_block_cache:
+            raise UnmaskError("fast_dllm_v2: trim needs sub_block_cache, whose keys it reads")
         return replace(self, block_size=block, sub_block_size=sub)
 
     def reaches(self, new_tokens: int) -> tuple[int, ...]:
@@ -100,7 +107,7 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
             start=start,
             scratch=torch.zeros_like(state.done),
             round=torch.zeros_like(start),
-            kept=None if state.reach is None and not self.sliding else start,
+            kept=start if self._trims or state.reach is not None else None,
             chain=None if state.reach is None else state.reach == 1,
         )
 
@@ -117,6 +124,10 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         """The first open position of the block in work [B]; its start where there is none."""
         column = torch.arange(self.size, device=state.canvas.device)
         return state.start + state.open_at(state.start[:, None] + column).int().argmax(-1)
+
+    @property
+    def _trims(self) -> bool:
+        return self.trim or self.sliding  # a window that slides has no sub-block to run as a whole
 
     def _first(self, state: SubBlockState) -> Tensor:
         """First position of the sub-block in work [B]; where the window slides, the first open one."""
@@ -141,10 +152,10 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         block, sub = self.size, self.sub_block_size
         column = torch.arange(block * (2 if self.fused_commit else 1), device=state.canvas.device)
         waiting = state.open_at(state.start[:, None] + column[:block]).any(-1)
-        first, stop = self._first(state), state.start + block
+        first, one, stop = self._first(state), self._open(state), state.start + block
         narrow = waiting & state.scratch
-        if self.sliding:
-            begin = torch.where(narrow, self._stale(state, first), state.start)
+        if self._trims:
+            begin = torch.where(narrow, self._stale(state, one), state.start)
             few = torch.minimum(first + sub, stop) - begin
         else:
             narrow &= ~state.open_at(first[:, None])[:, 0]
@@ -159,7 +170,7 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         kind = torch.where(narrow, Kind.WINDOW, torch.where(waiting, Kind.DENOISE, Kind.COMMIT))
         order = (column // block).expand(len(begin), -1)
         if state.chain is not None:
-            chain, lone, one = state.chain, state.chain[:, None], self._open(state)
+            chain, lone = state.chain, state.chain[:, None]
             begin = torch.where(chain, self._stale(state, one), begin)
             width, seen = torch.where(chain, one - begin, width), torch.where(chain, begin, seen)
             targets = torch.where(lone, torch.where(column[:sub] == 0, one[:, None], -1), targets)

@@ -259,10 +259,11 @@ class Engine:
             self._told = told
 
     def _times(self, reaches: Sequence[int]) -> dict[int, float]:
-        """Milliseconds of steps by their tokens, of one row and of all."""
+        """Milliseconds of steps by their tokens, of one row and of all; also of the widest there are, as what lies
+        beyond the longest step that was measured would have to be guessed."""
         times: dict[int, float] = {}
         for rows in {self.buckets[0], self.buckets[-1]}:
-            for reach in reaches:
+            for reach in (*reaches, self._planned):
                 width = next((w for w in self.widths if w >= reach), self.widths[-1])
                 tokens = self._tokens(rows, width, rows * reach)
                 times[tokens] = self.runner.measured(rows, width, tokens)
