@@ -142,6 +142,7 @@ class Engine:
         self._feeders: dict[Request, RowFeeder] = {}
         self._flight: deque[_Seen] = deque()
         self._leaving: deque[tuple[Request, Mirror]] = deque()
+        self._news: list[tuple[float, _Seen, list[list[int]]]] = []
         self.steps = 0
         self.load = Load(reaches, self._times(reaches), self.method.grain() or 1) if reaches else None
         self.prefills.enter = None if self.load is None else self.load.enter
@@ -235,6 +236,7 @@ class Engine:
             self._take(self._flight.popleft())
         if self.scheduler.running:
             self._decode()
+        self._read()
 
     def _decode(self) -> None:
         running = self.scheduler.running
@@ -274,16 +276,17 @@ class Engine:
         that need more columns sit out, but not more often than `PATIENCE` times in a row."""
         if len(self.widths) == 1:
             return self.widths[0], None
-        need = {r: self._need[r] for r in self.scheduler.running}
-        fits = {w: [n for n in need.values() if n <= w] for w in self.widths}
-        tokens = {w: self._tokens(rows, w, sum(n)) for w, n in fits.items() if n}
-        if any(self._passed.get(r, 0) >= PATIENCE for r in need):
-            width = next(w for w in self.widths if w >= max(need.values()))
-        else:
+        need = [self._need[r] for r in self.scheduler.running]
+        most = max(need)
+        widths = [w for w in self.widths if w < most] + [next(w for w in self.widths if w >= most)]
+        fits = {w: fit for w in widths if (fit := [n for n in need if n <= w])}
+        tokens = {w: self._tokens(rows, w, sum(fit)) for w, fit in fits.items()}
+        width = widths[-1]
+        if len(fits) > 1 and max(self._passed.values(), default=0) < PATIENCE:
             gain = {w: len(fits[w]) / self.runner.cost(rows, t) for w, t in tokens.items()}
             width = max(gain, key=lambda w: gain[w])
-        for request, columns in need.items():
-            self._passed[request] = self._passed.get(request, 0) + 1 if columns > width else 0
+        passed = self._passed
+        self._passed = {r: passed.get(r, 0) + 1 for r, n in zip(self.scheduler.running, need) if n > width}
         return width, tokens[width]
 
     def _tokens(self, rows: int, width: int, needed: int) -> int:
@@ -311,11 +314,31 @@ class Engine:
         """Takes in what a step or a prefill left; waits for it."""
         seen.mirror.wait()
         status = seen.mirror["status"].tolist()
-        for row, ((request, attempt), values) in enumerate(zip(seen.rows, status)):
+        self._news.append((perf_counter(), seen, status))
+        for (request, attempt), values in zip(seen.rows, status):
             if request.status is Status.RUNNING and request.attempt == attempt:
+                self._need[request] = max(values[steps.NEED], 1)
+                if values[steps.DONE] or values[steps.FAILED]:
+                    self._read()
+                    self._end(request, failed=bool(values[steps.FAILED]))
+
+    def _read(self) -> None:
+        """What else was taken in says. Where rows differ in width the device waits for the host to launch the next
+        step, so this comes after."""
+        news, self._news = self._news, []
+        for time, seen, status in news:
+            for row, ((request, attempt), values) in enumerate(zip(seen.rows, status)):
+                if request.status is not Status.RUNNING or request.attempt != attempt:
+                    continue
+                if self.load is not None:
+                    forwards = sum(values[steps.FLAGS + Kind.PREFILL + 1 :])
+                    self.load.saw(request, values[steps.FINAL], forwards, values[steps.NEED])
+                if 0 < values[steps.NEED] < self._planned and len(self.widths) > 1:
+                    self._lag = 1
+                if request.first_token is None and values[steps.FINAL]:
+                    request.first_token = time
                 if request in self._feeders and "canvas" in seen.mirror and not values[steps.DONE]:
                     self._feed(request, seen.mirror["canvas"][row], seen.mirror["open"][row])
-                self._update(request, values)
 
     def _feed(self, request: Request, canvas: Tensor, is_open: Tensor, done: bool = False) -> None:
         """Gives a streamer the row [N] up to its first decided end token, or to the end of its text."""
@@ -329,20 +352,12 @@ class Engine:
         if request.status is not Status.FINISHED and request in self._feeders:
             self._feeders.pop(request).streamer.end()
 
-    def _update(self, request: Request, status: list[int]) -> None:
-        self._need[request] = max(status[steps.NEED], 1)
-        if self.load is not None:
-            forwards = sum(status[steps.FLAGS + Kind.PREFILL + 1 :])
-            self.load.saw(request, status[steps.FINAL], forwards, status[steps.NEED])
-        if 0 < status[steps.NEED] < self._planned and len(self.widths) > 1:
-            self._lag = 1
-        if request.first_token is None and status[steps.FINAL]:
-            request.first_token = perf_counter()
-        if status[steps.FAILED]:
+    def _end(self, request: Request, failed: bool) -> None:
+        if failed:
             error = f"request {request.id}: logits are not finite; the eager loop says where"
             self._leave(request, lambda r: self.scheduler.fail(r, error))
             self._end_stream(request)
-        elif status[steps.DONE]:
+        else:
             row, named = request.row, self.batch.named
             self._leaving.append(
                 (request, Mirror(canvas=named["canvas"][row], open=named["open"][row], status=self.batch.status[row]))
