@@ -258,7 +258,7 @@ def tune_attention(
 
         return both
 
-    compiled([call(0, tiling) for tiling in tilings], device)
+    precompile([call(0, tiling) for tiling in tilings], device)
     times = {tiling: microseconds([call(layer, tiling) for layer in range(layers)]) for tiling in tilings}
     fastest[shape] = min(times, key=lambda tiling: times[tiling])
     return times
@@ -272,7 +272,7 @@ def _measure(group: Sequence[FastLinear], tokens: int, dtype: torch.dtype) -> Ti
     rotation = _rotation(group)
     found = ways(first, tokens, dtype, card(device))
     # The library keeps memory for each thread that calls it.
-    compiled([_call(first, way, x_TK) for way in found if way.kind not in ("library", "parts", "scaled")], device)
+    precompile([_call(first, way, x_TK) for way in found if way.kind not in ("library", "parts", "scaled")], device)
     times = {way: microseconds([_call(linear, way, x_TK) for linear in rotation]) for way in found}
     return Timing(outputs, inputs, first.weight.element_size(), tokens, times, chosen(times))
 
@@ -306,7 +306,7 @@ def _rotation(group: Sequence[FastLinear]) -> list[FastLinear]:
     return [*group, *(replace(group[0], weight=weight.clone()) for _ in range(copies))]
 
 
-def compiled(calls: Sequence[Callable[[], object]], device: torch.device) -> None:
+def precompile(calls: Sequence[Callable[[], object]], device: torch.device) -> None:
     """Makes each call once, several at a time: what takes long is that kernels are compiled. Off a GPU makes none."""
     if device.type != "cuda":
         return
