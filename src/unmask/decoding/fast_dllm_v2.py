@@ -156,7 +156,9 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         narrow = waiting & state.scratch
         if self._trims:
             begin = torch.where(narrow, self._stale(state, one), state.start)
-            few = torch.minimum(first + sub, stop) - begin
+            last = torch.minimum(first + sub, stop) - 1
+            # The row of a mask in the last column speaks of the next sub-block.
+            few = last + 1 - state.open_at(last[:, None])[:, 0].long() - begin
         else:
             narrow &= ~state.open_at(first[:, None])[:, 0]
             begin, few = torch.where(narrow, first, state.start), sub
