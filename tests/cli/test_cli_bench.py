@@ -87,7 +87,7 @@ def test_throughput_marks_what_is_replayed(shape: str, tmp_path: Path) -> None:
 
 def test_throughput_by_load_is_for_the_methods_that_can(shape: str, tmp_path: Path) -> None:
     file = tmp_path / "rates.json"
-    asked = ["--methods", "autoregressive,fast_dllm_v2:sub_block_cache=true,sliding=true", "--batch", "2", *SHORT]
+    asked = ["--methods", "autoregressive,fast_dllm_v2:sub_block_cache=true,trim=true", "--batch", "2", *SHORT]
     run("bench", "throughput", shape, *asked, "--replay", "fast_dllm_v2=2", "--by-load", "--out", str(file), *CPU)
     kept = results.read(file)
     assert kept["engine"]["by_load"] is True

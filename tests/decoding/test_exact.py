@@ -29,9 +29,7 @@ RUNS = {
     "fast_dllm_v2": ("fast-dllm-v2-tiny", {"block_size": 8, "sub_block_size": 4, "threshold": 0.6}),
     "fast_dllm_v2-32": ("fast-dllm-v2-tiny", {}),
     "fast_dllm_v2-cache": ("fast-dllm-v2-tiny", {"sub_block_cache": True}),
-    "fast_dllm_v2-sliding": ("fast-dllm-v2-tiny", {"block_size": 8, "sub_block_size": 4, "sliding": True}),
     "fast_dllm_v2-trim": ("fast-dllm-v2-tiny", {"sub_block_size": 4, "trim": True, "sub_block_cache": True}),
-    "fast_dllm_v2-narrow": ("fast-dllm-v2-tiny", {"sub_block_size": 4, "sliding": True, "sub_block_cache": True}),
     "d2f-llada": ("llada-tiny", {"block_size": 4, "threshold": 0.7}),
     "d2f-dream": ("dream-tiny", {"block_size": 8}),
     "d2f-capped": ("dream-tiny", {"block_size": 4, "max_active_blocks": 2}),
@@ -78,7 +76,7 @@ STALE = ("fast_dllm-prefix", "fast_dllm-dream-dual", "dparallel-dual", "dinfer-c
 VERSIONS = ("lopa", "lopa-full", "jacobi_blocks-recycling")
 # FreeDave's drafts likewise (tests/decoding/test_freedave.py); without drafts it is exact.
 DRAFTS = [n for n in RUNS if n.startswith("freedave") and n != "freedave-one"]
-ONCE = ("fast_dllm_v2-cache", "fast_dllm_v2-trim", "fast_dllm_v2-narrow", "llada2-editing")
+ONCE = ("fast_dllm_v2-cache", "fast_dllm_v2-trim", "llada2-editing")
 EXACT = [n for n in RUNS if n not in (*ONCE, *STALE, *VERSIONS, *DRAFTS)]
 NEW = 16
 

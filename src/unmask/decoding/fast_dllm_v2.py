@@ -4,8 +4,8 @@ Paper: "Fast-dLLM v2: Efficient Block-Diffusion LLM" (arXiv 2509.26328; official
 the checkpoints' own modelling file). Every row decides for itself whether it needs a whole block or a sub-block, so a
 batch equals its rows alone. On purpose different from the official batch code: prompts of exactly one block are used,
 every row gets its bridge token, an end token that arrives as a bridge token ends the row, any block size works. The
-mask token is never proposed. `sliding`, `trim`, `fused_commit` and what rows do under a load (sub-blocks instead of
-blocks, or one token after the other as autoregressive decoding of the same weights) are ours.
+mask token is never proposed. `trim`, `fused_commit` and what rows do under a load (sub-blocks instead of blocks, or one
+token after the other as autoregressive decoding of the same weights) are ours.
 
     unmask generate nano "..." --method fast_dllm_v2 --set threshold=0.9
 """
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class SubBlockState(State):
     """start [B]: first position of the block in work. scratch [B]: the block's slots hold usable keys (of this block,
-    maybe stale). round [B]: forwards spent on the sub-block. With `trim`, a window that slides or a load, kept [B]:
-    positions before it have keys of their tokens, not of masks; chain [B]: the block is decoded token by token, under a
-    causal mask, and its keys stay."""
+    maybe stale). round [B]: forwards spent on the sub-block. With `trim`, or under a load, kept [B]: positions
+    before it have keys of their tokens, not of masks; chain [B]: the block is decoded token by token, under a causal
+    mask, and its keys stay."""
 
     start: Tensor
     scratch: Tensor
@@ -56,11 +56,6 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         False,
         "reuse the block's keys between forwards (approximate, narrower forwards)",
         alias=("use_block_cache",),
-    )
-    sliding: bool = option(
-        False,
-        "look at the first sub_block_size open positions of a block instead of at sub-blocks one after the other; with "
-        "sub_block_cache a block is then run as a whole once, not once a sub-block, before it is complete",
     )
     trim: bool = option(
         False,
@@ -107,7 +102,7 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
             start=start,
             scratch=torch.zeros_like(state.done),
             round=torch.zeros_like(start),
-            kept=start if self._trims or state.reach is not None else None,
+            kept=None if state.reach is None and not self.trim else start,
             chain=None if state.reach is None else state.reach == 1,
         )
 
@@ -125,14 +120,10 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         column = torch.arange(self.size, device=state.canvas.device)
         return state.start + state.open_at(state.start[:, None] + column).int().argmax(-1)
 
-    @property
-    def _trims(self) -> bool:
-        return self.trim or self.sliding  # a window that slides has no sub-block to run as a whole
-
     def _first(self, state: SubBlockState) -> Tensor:
-        """First position of the sub-block in work [B]; where the window slides, the first open one."""
+        """First position of the sub-block in work [B]."""
         first = self._open(state)
-        return first if self.sliding else first - (first - state.start) % self.sub_block_size
+        return first - (first - state.start) % self.sub_block_size
 
     def _stale(self, state: SubBlockState, first: Tensor) -> Tensor:
         """Where a window begins [B] whose first prediction is of the position `first`: at a row that speaks of it, and
@@ -154,9 +145,9 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         waiting = state.open_at(state.start[:, None] + column[:block]).any(-1)
         first, one, stop = self._first(state), self._open(state), state.start + block
         narrow = waiting & state.scratch
-        if self._trims:
+        if self.trim:
             begin = torch.where(narrow, self._stale(state, one), state.start)
-            last = torch.minimum(first + sub, stop) - 1
+            last = first + sub - 1
             # The row of a mask in the last column speaks of the next sub-block.
             few = last + 1 - state.open_at(last[:, None])[:, 0].long() - begin
         else:
