@@ -113,17 +113,16 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         return Threshold(self.threshold)
 
     def span(self, state: SubBlockState) -> Span:
-        return Span(self._first(state), self.sub_block_size, state.round, self.sub_block_size)
+        return Span(self._first(state, self._open(state)), self.sub_block_size, state.round, self.sub_block_size)
 
     def _open(self, state: SubBlockState) -> Tensor:
         """The first open position of the block in work [B]; its start where there is none."""
         column = torch.arange(self.size, device=state.canvas.device)
         return state.start + state.open_at(state.start[:, None] + column).int().argmax(-1)
 
-    def _first(self, state: SubBlockState) -> Tensor:
-        """First position of the sub-block in work [B]."""
-        first = self._open(state)
-        return first - (first - state.start) % self.sub_block_size
+    def _first(self, state: SubBlockState, position: Tensor) -> Tensor:
+        """First position of the sub-block that `position` lies in [B]."""
+        return position - (position - state.start) % self.sub_block_size
 
     def _stale(self, state: SubBlockState, first: Tensor) -> Tensor:
         """Where a window begins [B] whose first prediction is of the position `first`: at a row that speaks of it, and
@@ -143,7 +142,8 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         block, sub = self.size, self.sub_block_size
         column = torch.arange(block * (2 if self.fused_commit else 1), device=state.canvas.device)
         waiting = state.open_at(state.start[:, None] + column[:block]).any(-1)
-        first, one, stop = self._first(state), self._open(state), state.start + block
+        one, stop = self._open(state), state.start + block
+        first = self._first(state, one)
         narrow = waiting & state.scratch
         if self.trim:
             begin = torch.where(narrow, self._stale(state, one), state.start)

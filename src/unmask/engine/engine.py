@@ -11,8 +11,9 @@ and nothing is read back but a few whole numbers a row.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -277,8 +278,7 @@ class Engine:
         if len(self.widths) == 1:
             return self.widths[0], None
         need = [self._need[r] for r in self.scheduler.running]
-        most = max(need)
-        widths = [w for w in self.widths if w < most] + [next(w for w in self.widths if w >= most)]
+        widths = self.widths[: bisect_left(self.widths, max(need)) + 1]  # no row needs a wider one
         fits = {w: fit for w in widths if (fit := [n for n in need if n <= w])}
         tokens = {w: self._tokens(rows, w, sum(fit)) for w, fit in fits.items()}
         width = widths[-1]
@@ -315,21 +315,18 @@ class Engine:
         seen.mirror.wait()
         status = seen.mirror["status"].tolist()
         self._news.append((perf_counter(), seen, status))
-        for (request, attempt), values in zip(seen.rows, status):
-            if request.status is Status.RUNNING and request.attempt == attempt:
-                self._need[request] = max(values[steps.NEED], 1)
-                if values[steps.DONE] or values[steps.FAILED]:
-                    self._read()
-                    self._end(request, failed=bool(values[steps.FAILED]))
+        for _, request, values in _still(seen, status):
+            self._need[request] = max(values[steps.NEED], 1)
+            if values[steps.DONE] or values[steps.FAILED]:
+                self._read()
+                self._end(request, failed=bool(values[steps.FAILED]))
 
     def _read(self) -> None:
         """What else was taken in says. Where rows differ in width the device waits for the host to launch the next
         step, so this comes after."""
         news, self._news = self._news, []
         for time, seen, status in news:
-            for row, ((request, attempt), values) in enumerate(zip(seen.rows, status)):
-                if request.status is not Status.RUNNING or request.attempt != attempt:
-                    continue
+            for row, request, values in _still(seen, status):
                 if self.load is not None:
                     forwards = sum(values[steps.FLAGS + Kind.PREFILL + 1 :])
                     self.load.saw(request, values[steps.FINAL], forwards, values[steps.NEED])
@@ -401,6 +398,13 @@ class Engine:
         last = min(len(prompt), columns) - 1
         tokens = prompt if grain == 0 else prompt[: max(last, 0) // grain * grain]
         return prefix_keys(tokens, self.pool.page_size, self.method.name, grain)
+
+
+def _still(seen: _Seen, status: list[list[int]]) -> Iterator[tuple[int, Request, list[int]]]:
+    """The rows of which a status still says something, with their requests and values."""
+    for row, ((request, attempt), values) in enumerate(zip(seen.rows, status)):
+        if request.status is Status.RUNNING and request.attempt == attempt:
+            yield row, request, values
 
 
 def _used(requests: list[Request]) -> Used:

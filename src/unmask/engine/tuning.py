@@ -39,6 +39,7 @@ TILES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
 NEAR = 1.04  # of the fastest time
 MOST_EVEN = 6  # even shares that are tried
 MOST_STAGES = 8
+MOST_THREADS = 16  # that compile: a third of it is Python, one thread at a time
 VECTORS = ((4, 512, 4), (4, 1024, 4), (8, 512, 4), (16, 512, 8))
 
 
@@ -219,13 +220,13 @@ def tune_attention(
     """
     from unmask.kernels.attention import attend
     from unmask.kernels.rope import rotate_and_store
-    from unmask.kernels.tiling import Shape, candidates, fastest, pipelines, processors
+    from unmask.kernels.tiling import candidates, fastest, shape_on
 
     (layers, _, kv_heads, size), slots = cache.keys.shape, per_row * cache.page_size
     device, dtype = cache.keys.device, cache.keys.dtype
     packed = tokens if tokens < rows * width else None
-    ahead = pipelines(device, dtype.itemsize, size, cache.page_size)
-    shape = Shape(rows, width, heads, kv_heads, size, slots, dtype.itemsize, processors(device), packed, ahead)
+    sizes = (rows, width, heads, kv_heads, size, slots, dtype.itemsize)
+    shape = shape_on(device, cache.page_size, *sizes, packed=packed)
     tilings = candidates(shape)
     if shape in fastest or len(tilings) == 1:
         return {}
@@ -318,7 +319,7 @@ def precompile(calls: Sequence[Callable[[], object]], device: torch.device) -> N
     def bind() -> None:
         torch.zeros(1, device=device)  # a thread has no CUDA context before its first kernel
 
-    with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1, 16) or 1, initializer=bind) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS), initializer=bind) as pool:
         list(pool.map(one, calls))
     torch.cuda.synchronize(device)
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from unmask.kernels.copies import copies, gluon_tiles, tiles
 from unmask.kernels.overlap import follow, overlapped, release
-from unmask.kernels.softmax import sees, weigh
-from unmask.kernels.tiling import PROCESSORS, Shape, Tiling, pipelines, processors, tiling_of
+from unmask.kernels.softmax import run_of, sees, weigh
+from unmask.kernels.tiling import PROCESSORS, Tiling, shape_on, tiling_of
 from unmask.layout import PAD
 
 _PAD = tl.constexpr(PAD)
@@ -68,9 +68,8 @@ def attend(
     kv_heads, slots = keys_SGD.shape[1], readable_BN.shape[1]
     group, device = heads // kv_heads, q_BWHD.device
     if tiling is None:
-        item, packs = q_BWHD.element_size(), None if packed is None else tokens
-        ahead = pipelines(device, item, size, page_size)
-        tiling = tiling_of(Shape(rows, width, heads, kv_heads, size, slots, item, processors(device), packs, ahead))
+        sizes = (rows, width, heads, kv_heads, size, slots, q_BWHD.element_size())
+        tiling = tiling_of(shape_on(device, page_size, *sizes, packed=None if packed is None else tokens))
     out_BWHD = torch.empty(q_BWHD.shape, dtype=q_BWHD.dtype, device=device)
     splits, part, lse = tiling.splits, out_BWHD, out_BWHD
     if splits > 1:
@@ -239,13 +238,7 @@ def _attend(
         latest = tl.max(tl.where(segment_q == _PAD, _LOWEST, order_q), 0)
         stop = _window_end(order_ptr + at, segment_ptr + at, used, latest)
 
-    # Blocks without a mask, masked ones, blocks of the window: each split takes an equal run of what this row has.
-    seen = tl.load(seen_ptr + row)
-    clear = tl.load(clear_ptr + row) // BLOCK_N
-    cached = tl.cdiv(seen, BLOCK_N)
-    blocks = cached + tl.cdiv(stop, BLOCK_N)
-    first = split * blocks // splits
-    last = (split + 1) * blocks // splits
+    seen, clear, cached, first, last = run_of(seen_ptr + row, clear_ptr + row, stop, split, splits, BLOCK_N)
 
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)

@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrie
 
 from unmask.kernels.attention import _PAD
 from unmask.kernels.overlap import release, wait
-from unmask.kernels.softmax import sees, weigh
+from unmask.kernels.softmax import run_of, sees, weigh
 
 ENDS = gl.constexpr(2)  # blocks at the end of a row that are on their way at once
 
@@ -92,12 +92,7 @@ def _attend_ahead(
     k_ptr += step * k_step + g * k_g
     v_ptr += step * v_step + g * v_g
 
-    # Blocks all of whose keys are read, cached ones of which some are, those of the window: each split takes a run.
-    seen = gl.load(seen_ptr + row)
-    clear = gl.load(clear_ptr + row) // BLOCK_N
-    cached = gl.cdiv(seen, BLOCK_N)
-    blocks = cached + gl.cdiv(used, BLOCK_N)
-    first, last = split * blocks // SPLITS, (split + 1) * blocks // SPLITS
+    seen, clear, cached, first, last = run_of(seen_ptr + row, clear_ptr + row, used, split, SPLITS, BLOCK_N)
     count = gl.maximum(gl.minimum(last, clear) - first, 0)
     table_ptr += row * pages
 

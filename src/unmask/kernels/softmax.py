@@ -1,9 +1,28 @@
-"""What the kernels of attention share: who sees whom, and a step of the online softmax. Gluon may call both."""
+"""What the kernels of attention share: which blocks a split has, who sees whom, and a step of the online softmax.
+Gluon may call all."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def run_of(
+    seen_ptr: tl.tensor,  # of the row
+    clear_ptr: tl.tensor,
+    stop: tl.tensor,
+    split: tl.tensor,
+    splits: tl.tensor,
+    BLOCK_N: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Cached keys that a row sees, how many blocks of them are read whole, how many there are, and the run of blocks
+    [first, last) of a split: it has an equal part of these and of those of `stop` keys of the window."""
+    seen = tl.load(seen_ptr)
+    clear = tl.load(clear_ptr) // BLOCK_N
+    cached = tl.cdiv(seen, BLOCK_N)
+    blocks = cached + tl.cdiv(stop, BLOCK_N)
+    return seen, clear, cached, split * blocks // splits, (split + 1) * blocks // splits
 
 
 @triton.jit

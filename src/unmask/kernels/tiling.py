@@ -94,6 +94,23 @@ class Shape:
         return 5 if splits == 1 and self.tiles(block_m) <= self.processors else 3
 
 
+def shape_on(
+    device: torch.device,
+    page_size: int,
+    rows: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    slots: int,
+    item_size: int,
+    packed: int | None,
+) -> Shape:
+    """The shape of attention to pages of that many slots, on this device."""
+    ahead = pipelines(device, item_size, head_dim, page_size)
+    return Shape(rows, width, heads, kv_heads, head_dim, slots, item_size, processors(device), packed, ahead)
+
+
 fastest: dict[Shape, Tiling] = {}
 """Of the shapes that were measured (`engine.tuning.tune_attention`)."""
 
