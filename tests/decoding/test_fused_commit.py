@@ -51,6 +51,14 @@ def test_fast_dllm_v2_with_a_fused_commit_ends_without_masks_and_saves_forwards(
     assert sum(p.counters.decode_forwards - f.counters.decode_forwards for f, p in zip(fused, plain)) > 0
 
 
+def test_fast_dllm_v2_that_trims_runs_blocks_whole_in_the_forward_that_stores_the_one_before_alone():
+    models, prompts = ManyModels(0, 6, "fast-dllm-v2", layers=2), random_prompts(0, 12)
+    same = {"block_size": 8, "sub_block_size": 4, "early_exit": False, "sub_block_cache": True, "trim": True}
+    texts, rows = models.texts("fast_dllm_v2", prompts, 30, fused_commit=True, threshold=0.6, **same)
+    assert all(MASK not in text for text in texts)
+    assert all(row.counters.forwards["denoise"] == 1 < row.counters.forwards["commit"] for row in rows)
+
+
 def test_fast_dllm_v2_fused_equals_unfused_where_a_block_is_one_token():
     lm = random_lm(3, "fast-dllm-v2", block=1)
     same, prompts = {"method": "fast_dllm_v2", "sub_block_size": 1, "max_new_tokens": 12}, random_prompts(3, 3)

@@ -17,6 +17,7 @@ from unmask.engine import step as steps
 from unmask.engine.engine import Engine
 from unmask.engine.load import BETTER, ENOUGH, FADING, Load, _Row
 from unmask.engine.request import Request, Status
+from unmask.engine.runner import Runner
 from unmask.errors import UnmaskError
 from unmask.lm import LM
 from unmask.models.checkpoint import load_model
@@ -211,6 +212,28 @@ def test_new_rows_are_told_what_suits_them_all(monkeypatch):
     assert engine.load.best == 1 and engine.batch.named["chain"].all()
     engine.run()
     assert all(r.status is Status.FINISHED for r in made)
+
+
+def test_a_row_that_sits_out_steps_of_one_column_needs_as_many_as_before(monkeypatch):
+    """Wide steps cost so much that the one row which looks far sits out four of five."""
+    monkeypatch.setattr(Engine, "_times", lambda self, reaches: {1: 1.0})
+    monkeypatch.setattr(Runner, "cost", lambda self, rows, tokens: float(tokens**2))
+    sizes = {"rows": 4, "max_prompt": 8, "max_new_tokens": 64, "by_load": True}
+    engine = Engine(tiny("fast-dllm-v2-tiny"), "fast_dllm_v2", sub_block_cache=True, trim=True, threshold=0.5, **sizes)
+    choose, waited = engine._choose, []
+
+    def noting(rows: int) -> tuple[int, int | None]:
+        planned = engine.method.plan(engine.batch.view(rows, (False, frozenset())))
+        for request, passed in engine._passed.items():
+            if passed > 1:
+                waited.append((engine._need[request], int(steps.columns(planned)[request.row])))
+        return choose(rows)
+
+    monkeypatch.setattr(engine, "_choose", noting)
+    for seed in range(4):
+        engine.add([5, 6, seed])
+    engine.run()
+    assert len(waited) > 8 and all(need == columns for need, columns in waited)
 
 
 @pytest.mark.parametrize(("cache", "reaches"), [(False, (1, 8, 32)), (True, (1, 8))])

@@ -194,7 +194,7 @@ class FastDLLMv2(Selecting[SubBlockState], Blockwise[SubBlockState]):
         ended, start = full, torch.where(full, state.start + self.size, state.start)
         kept, chain = None if kept is None else torch.where(full, start, kept), state.chain
         begun = state.open_at(forward.targets).any(-1) & (self.fused_commit | ~passing)
-        scratch = (forward.kind == Kind.DENOISE) | (forward.kind == Kind.WINDOW)
+        scratch = (forward.kind == Kind.DENOISE) | (forward.kind == Kind.WINDOW) | (full & self.fused_commit)
         if chain is not None and state.reach is not None:
             scratch &= ~chain & (self.sub_block_cache | (state.reach < self.size))
             # Where rows may look further again, the block is run as a whole as its last forward.

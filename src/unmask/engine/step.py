@@ -190,8 +190,9 @@ def _status(method: Method[Any], state: State, old: Tensor, run: Planned, bad: T
         need = widest
     elif forward.tokens.shape[1] == 1:
         # Who looked at one token will nearly always do so again, which saves a second plan. Who will not sits out a
-        # step of that width, and is counted with the widest then.
-        need = torch.where(live, 1, widest)
+        # step of that width, and is counted with the widest then; who needed more before sat this one out.
+        before = old[:, NEED].long()
+        need = torch.where(live, 1, torch.where(before > 1, before, widest))
     else:
         need = columns(method.plan(state))
     need = torch.where(state.done, 0, need)
