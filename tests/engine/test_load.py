@@ -220,6 +220,8 @@ def test_a_row_that_sits_out_steps_of_one_column_needs_as_many_as_before(monkeyp
     monkeypatch.setattr(Runner, "cost", lambda self, rows, tokens: float(tokens**2))
     sizes = {"rows": 4, "max_prompt": 8, "max_new_tokens": 64, "by_load": True}
     engine = Engine(tiny("fast-dllm-v2-tiny"), "fast_dllm_v2", sub_block_cache=True, trim=True, threshold=0.5, **sizes)
+    assert engine.load is not None
+    monkeypatch.setattr(engine.load, "choose", lambda rows: [8] + [1] * (len(rows) - 1))
     choose, waited = engine._choose, []
 
     def noting(rows: int) -> tuple[int, int | None]:
@@ -234,6 +236,25 @@ def test_a_row_that_sits_out_steps_of_one_column_needs_as_many_as_before(monkeyp
         engine.add([5, 6, seed])
     engine.run()
     assert len(waited) > 8 and all(need == columns for need, columns in waited)
+
+
+def test_a_row_that_something_is_tried_on_never_sits_out(monkeypatch):
+    """However much less the narrow steps cost: of a reach that is tried enough is soon known."""
+    monkeypatch.setattr("unmask.engine.load.ENOUGH", 8)
+    monkeypatch.setattr(Engine, "_times", lambda self, reaches: {1: 1.0})
+    monkeypatch.setattr(Runner, "cost", lambda self, rows, tokens: float(tokens**2))
+    sizes = {"rows": 4, "max_prompt": 8, "max_new_tokens": 64, "by_load": True}
+    engine = Engine(tiny("fast-dllm-v2-tiny"), "fast_dllm_v2", sub_block_cache=True, trim=True, threshold=0.5, **sizes)
+    load, tried = engine.load, 0
+    assert load is not None
+    for seed in range(4):
+        engine.add([5, 6, seed])
+    while load.counts[8].forwards < 8:
+        before = engine.steps
+        engine.step()
+        assert load.trial not in engine._passed
+        tried += engine.steps - before
+    assert tried <= 8 + 32  # what it was told takes effect with its next block
 
 
 @pytest.mark.parametrize(("cache", "reaches"), [(False, (1, 8, 32)), (True, (1, 8))])
@@ -263,9 +284,18 @@ def test_captured_steps_under_load_never_wait_and_end_all_requests(name, model, 
     sizes = {"rows": 4, "max_prompt": 40, "max_new_tokens": 16, "page_size": 16}
     engine = Engine(lm, name, by_load=True, **sizes, **options)
     assert engine.load is not None and all(ms > 0 for _, ms in engine.load.times)
-    asked = requests(7, 12, mixed=False)
-    for _ in range(2):  # the second time nothing has to be captured
-        torch.cuda.set_sync_debug_mode("error" if engine.steps else "default")
+    asked, capture = requests(7, 12, mixed=False), engine.runner._capture
+
+    def captured(key):
+        """May wait. What the load chooses is a matter of time: a kind of step may be new whenever it likes."""
+        torch.cuda.set_sync_debug_mode("default")
+        graph = capture(key)
+        torch.cuda.set_sync_debug_mode("error")
+        return graph
+
+    monkeypatch.setattr(engine.runner, "_capture", captured)
+    for _ in range(2):
+        torch.cuda.set_sync_debug_mode("error")
         try:
             made = [engine.add(a["prompt"], temperature=0.0, seed=a["seed"]) for a in asked]
             engine.run()

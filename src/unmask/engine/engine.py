@@ -274,11 +274,15 @@ class Engine:
 
     def _choose(self, rows: int) -> tuple[int, int | None]:
         """How many columns and tokens the next step has: those with which most rows advance per unit of time. Rows
-        that need more columns sit out, but not more often than `PATIENCE` times in a row."""
+        that need more columns sit out, but not more often than `PATIENCE` times in a row, and never one that the load
+        tries something on: until that is known all others may look too far, or not far enough."""
         if len(self.widths) == 1:
             return self.widths[0], None
         need = [self._need[r] for r in self.scheduler.running]
-        widths = self.widths[: bisect_left(self.widths, max(need)) + 1]  # no row needs a wider one
+        trial = None if self.load is None else self.load.trial
+        least = next((n for r, n in zip(self.scheduler.running, need) if r is trial), 1)
+        # No row needs a wider one than the last of these.
+        widths = self.widths[bisect_left(self.widths, least) : bisect_left(self.widths, max(need)) + 1]
         fits = {w: fit for w in widths if (fit := [n for n in need if n <= w])}
         tokens = {w: self._tokens(rows, w, sum(fit)) for w, fit in fits.items()}
         width = widths[-1]

@@ -55,6 +55,7 @@ class Load:
 
     Attributes:
         best: what rows are told that nothing is tried on.
+        trial: the row of the last step that something is tried on.
     """
 
     def __init__(self, reaches: Sequence[int], times: Mapping[int, float], grain: int) -> None:
@@ -63,6 +64,7 @@ class Load:
         self.counts = {reach: _Count() for reach in reaches}
         self._know_the_least()
         self.best = reaches[-1]
+        self.trial: Hashable | None = None
         self._rows: dict[Hashable, _Row] = {}
         self._steps = 0
 
@@ -98,15 +100,16 @@ class Load:
         self._fade()
         rates = self.weigh(len(rows))
         unknown = [reach for reach in self.reaches if reach not in rates]
-        held = [self._rows[row] for row in rows]
-        trial = None
+        self.trial = None
         if unknown:
-            trial = next((one for one in held if one.reach in unknown), held[-1])
-            self._tell(trial, trial.reach if trial.reach in unknown else unknown[-1])
-        for one in held:
-            if one is not trial:
-                self._tell(one, self.best)
-        return [one.reach for one in held]
+            self.trial = next((row for row in rows if self._rows[row].reach in unknown), rows[-1])
+        for row in rows:
+            held = self._rows[row]
+            if row != self.trial:
+                self._tell(held, self.best)
+            elif held.reach not in unknown:
+                self._tell(held, unknown[-1])
+        return [self._rows[row].reach for row in rows]
 
     def enter(self, row: Hashable) -> int:
         """What a row is told from its first forward on."""
