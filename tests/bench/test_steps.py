@@ -67,7 +67,8 @@ def test_a_model_needs_masks_for_windows() -> None:
 
 def test_the_device_is_timed_around_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    clock = accumulate([0, 2, 1, 5, 1, 3])  # steps of 2, 5 and 3 ms, with 1 ms between them
+    # Events are made by recording them once; then steps of 2, 5 and 3 ms, with 1 ms between them.
+    clock = accumulate([0] * 8 + [1, 2, 1, 5, 1, 3])
 
     class Event:
         def __init__(self, enable_timing: bool) -> None:
@@ -81,7 +82,8 @@ def test_the_device_is_timed_around_each_step(monkeypatch: pytest.MonkeyPatch) -
             return end.at - self.at
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    timer = Timed(lambda *shape: log.append("step"), torch.device("cuda"))  # type: ignore[arg-type]
+    timer = Timed(lambda *shape: log.append("step"), torch.device("cuda"), 4)  # type: ignore[arg-type]
+    log.clear()
     for width, tokens in ((1, None), (4, 20), (2, 16)):
         timer(8, width, (False, frozenset()), tokens)
     assert log == ["event", "step", "event"] * 3
@@ -91,7 +93,7 @@ def test_the_device_is_timed_around_each_step(monkeypatch: pytest.MonkeyPatch) -
 def test_the_engine_gets_its_runner_back() -> None:
     engine = engine_for(tiny_dummy(), 1, 1, 8, 4)
     own = engine.runner
-    with pytest.raises(ZeroDivisionError), timed(engine):
+    with pytest.raises(ZeroDivisionError), timed(engine, 2):
         assert engine.runner is not own
         raise ZeroDivisionError
     assert engine.runner is own

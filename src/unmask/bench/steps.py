@@ -21,7 +21,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from time import perf_counter
 from typing import Any
 
@@ -102,39 +102,41 @@ class StepTime:
 
 
 class Timed:
-    """A runner whose steps are timed on the device, from the beginning of each to its end; off the GPU only their
-    shapes are noted: rows, columns and tokens."""
+    """A runner whose next `steps` steps are timed on the device, from the beginning of each to its end; off the GPU
+    only their shapes are noted: rows, columns and tokens."""
 
-    def __init__(self, runner: Runner, device: torch.device) -> None:
+    def __init__(self, runner: Runner, device: torch.device, steps: int) -> None:
         self.runner = runner
         self.cuda = device.type == "cuda"
         self.shapes: list[tuple[int, int, int]] = []
-        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._spans = [tuple(torch.cuda.Event(enable_timing=True) for _ in "be") for _ in range(steps * self.cuda)]
+        for event in chain.from_iterable(self._spans):
+            event.record()  # makes it, for which the device would have to wait later
 
     def __call__(self, rows: int, width: int, used: Used, tokens: int | None = None) -> None:
         self.shapes.append((rows, width, rows * width if tokens is None else tokens))
         if not self.cuda:
             self.runner(rows, width, used, tokens)
             return
-        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        pair[0].record()
+        begin, end = self._spans[len(self.shapes) - 1]
+        begin.record()
         self.runner(rows, width, used, tokens)
-        pair[1].record()
-        self._spans.append(pair)
+        end.record()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runner, name)
 
     def milliseconds(self) -> list[float] | None:
         """Of each step, which the device must have done; None off the GPU."""
-        return [round(begin.elapsed_time(end), 4) for begin, end in self._spans] if self.cuda else None
+        done = self._spans[: len(self.shapes)]
+        return [round(begin.elapsed_time(end), 4) for begin, end in done] if self.cuda else None
 
 
 @contextmanager
-def timed(engine: Engine) -> Iterator[Timed]:
-    """Times the steps of an engine."""
+def timed(engine: Engine, steps: int) -> Iterator[Timed]:
+    """Times the next steps of an engine."""
     own = engine.runner
-    engine.runner = timer = Timed(own, engine.device)  # type: ignore[assignment]
+    engine.runner = timer = Timed(own, engine.device, steps)  # type: ignore[assignment]
     try:
         yield timer
     finally:
@@ -143,9 +145,9 @@ def timed(engine: Engine) -> Iterator[Timed]:
 
 def run(engine: Engine, steps: int) -> tuple[list[float], Timed]:
     """So many steps: wall milliseconds of each, the last one until the device is done, and what the device says."""
-    synchronise(engine.device)
-    stamps = [perf_counter()]
-    with timed(engine) as timer:
+    with timed(engine, steps) as timer:
+        synchronise(engine.device)
+        stamps = [perf_counter()]
         for _ in range(steps):
             engine.step()
             stamps.append(perf_counter())

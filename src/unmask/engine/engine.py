@@ -238,11 +238,14 @@ class Engine:
         if self.scheduler.running:
             self._decode()
         self._read()
+        if self.scheduler.running:
+            self._tell()  # now, while the device works: nothing new is known of acceptance before the next step
 
     def _decode(self) -> None:
         running = self.scheduler.running
         rows = next(b for b in self.buckets if b >= len(running))
-        self._tell()
+        if not self._told:
+            self._tell()
         width, tokens = self._choose(rows)
         self.runner(rows, width, _used(running), tokens)
         self.steps += 1
