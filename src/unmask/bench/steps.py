@@ -21,7 +21,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -109,9 +109,10 @@ class Timed:
         self.runner = runner
         self.cuda = device.type == "cuda"
         self.shapes: list[tuple[int, int, int]] = []
-        self._spans = [tuple(torch.cuda.Event(enable_timing=True) for _ in "be") for _ in range(steps * self.cuda)]
-        for event in chain.from_iterable(self._spans):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * steps * self.cuda)]
+        for event in events:
             event.record()  # makes it, for which the device would have to wait later
+        self._spans = list(zip(events[::2], events[1::2]))
 
     def __call__(self, rows: int, width: int, used: Used, tokens: int | None = None) -> None:
         self.shapes.append((rows, width, rows * width if tokens is None else tokens))

@@ -55,7 +55,7 @@ class Load:
 
     Attributes:
         best: what rows are told that nothing is tried on.
-        trial: the row of the last step that something is tried on.
+        trial: of the rows last chosen for, the one that something is tried on.
     """
 
     def __init__(self, reaches: Sequence[int], times: Mapping[int, float], grain: int) -> None:

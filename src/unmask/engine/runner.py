@@ -10,7 +10,7 @@ import torch
 
 from unmask.engine.batch import Batch, Used
 from unmask.engine.step import Parts, step
-from unmask.engine.tuning import AWAKE
+from unmask.engine.tuning import AWAKE, milliseconds
 
 Key = tuple[int, int, int | None, Used]
 
@@ -63,7 +63,7 @@ class Runner:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             self._once(*key)
-        self.costs[rows, tokens] = _milliseconds(graph)
+        self.costs[rows, tokens] = _cost(graph)
         self.batch.named["done"].copy_(done)
         self.batch.status.copy_(status)
         return graph
@@ -90,15 +90,10 @@ class Runner:
         return known.get(near, 1.0) * max(tokens, 256) / max(near, 256)
 
 
-def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
-    """The time of a replay in which nobody is in work: all products are done, little attention. The least of many,
+def _cost(graph: torch.cuda.CUDAGraph) -> float:
+    """Milliseconds of a replay in which nobody is in work: all products are done, little attention. The least of many,
     since the card, idle while kernels were compiled, comes to its clock only now."""
     begun, times = perf_counter(), []
     while len(times) < 3 or perf_counter() - begun < AWAKE:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
+        times.append(milliseconds(graph))
     return min(times)
