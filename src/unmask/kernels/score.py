@@ -77,7 +77,6 @@ def _split(
     logits: tl.tensor,
     temperature: tl.tensor,
     parts: tl.tensor,
-    places: tl.tensor,
     masses: tl.tensor,
     R: tl.tensor,
     V: tl.tensor,
@@ -91,8 +90,8 @@ def _split(
     RAW: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """The numbers of one split of one row: parts [N, FIELDS, P], places [N, P], the first index of BEST, and masses
-    [N, P], the sum of exp(x - POOL_TOP) over the allowed tokens at temperature."""
+    """The numbers of one split of one row: parts [N, FIELDS, P], and masses [N, P], the sum of exp(x - POOL_TOP) over
+    the allowed tokens at temperature."""
     program = tl.program_id(0)
     row, split = (program // splits).to(tl.int64), program % splits
     b, r = row // R, row % R
@@ -101,10 +100,7 @@ def _split(
     z = tl.load(logits + b * stride_b + r * stride_r + index, mask=inside, other=-float("inf")).to(tl.float32)
     into = parts + row * FIELDS * splits + split
 
-    allowed = _without(z, index, BAN)
-    best = tl.max(allowed, 0)
-    tl.store(into + BEST * splits, best)
-    tl.store(places + row * splits + split, tl.min(tl.where(inside & (allowed == best), index, V), 0))
+    tl.store(into + BEST * splits, tl.max(_without(z, index, BAN), 0))
 
     x = z
     if STOCHASTIC:
@@ -127,6 +123,27 @@ def _split(
         tl.store(into + SECOND_TOP * splits, tl.where(tl.sum(equal.to(tl.int32), 0) > 1, top, second))
     if RANK == "entropy":
         tl.store(into + MOMENT * splits, tl.sum(weight * tl.where(weight > 0, below, 0.0), 0))
+
+
+@triton.jit
+def _first(
+    row_logits: tl.tensor,
+    best: tl.tensor,
+    V: tl.tensor,
+    splits: tl.tensor,
+    s: tl.tensor,
+    BAN: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """The first token with the largest of these logits. Where it is in its split costs `_split` more for all of them
+    than to read the one again."""
+    top = tl.max(best, 0)
+    split = tl.min(tl.where(best == top, s, splits - 1), 0)
+    index = split * BLOCK + tl.arange(0, BLOCK)
+    inside = index < V
+    z = tl.load(row_logits + index, mask=inside, other=-float("inf")).to(tl.float32)
+    token = tl.min(tl.where(inside & (_without(z, index, BAN) == top), index, V), 0)
+    return tl.minimum(token, V - 1)  # NaN equals nothing
 
 
 @triton.jit
@@ -168,7 +185,6 @@ def _merge(
     numbers: tl.tensor,
     targets: tl.tensor,
     parts: tl.tensor,
-    places: tl.tensor,
     masses: tl.tensor,
     tokens: tl.tensor,
     greedy: tl.tensor,
@@ -199,10 +215,7 @@ def _merge(
     held = s < splits
     part = parts + row * FIELDS * splits + s
 
-    best = tl.load(part + BEST * splits, mask=held, other=-float("inf"))
-    place = tl.load(places + row * splits + s, mask=held, other=V)
-    token = tl.min(tl.where(best == tl.max(best, 0), place, V), 0)
-    token = tl.minimum(token, V - 1)  # NaN equals nothing
+    token = _first(row_logits, tl.load(part + BEST * splits, mask=held, other=-float("inf")), V, splits, s, BAN, BLOCK)
     tl.store(greedy + row, token.to(tl.int64))
 
     heat = 1.0
@@ -279,7 +292,6 @@ def score(
     block = _block(B * R, V) if block is None else block
     splits = triton.cdiv(V, block)
     parts = torch.empty(B * R, FIELDS.value, splits, device=device, dtype=torch.float32)
-    places = torch.empty(B * R, splits, device=device, dtype=torch.int32)
     masses = torch.empty(B * R, splits, device=device, dtype=torch.float64)
     token, greedy = (torch.empty(B, R, device=device, dtype=torch.int64) for _ in range(2))
     prob = torch.empty(B, R, device=device, dtype=torch.float32)
@@ -288,13 +300,13 @@ def score(
     rule = {"BAN": ban, "BAN_CONFIDENCE": ban_confidence, "RANK": rank, "STOCHASTIC": stochastic, "RAW": raw}
     shape = (R, V, splits, *logits.stride()[:2])
     warps = 2 if block <= 2048 else 4  # the fewest that hold a split: each waits for the others at every sum
-    _split[(B * R * splits,)](logits, temperature, parts, places, masses, *shape, **rule, BLOCK=block, num_warps=warps)
+    _split[(B * R * splits,)](logits, temperature, parts, masses, *shape, **rule, BLOCK=block, num_warps=warps)
     _merge[(B * R,)](
-        *(logits, temperature, seed, numbers, targets, parts, places, masses, token, greedy, prob, ranked),
+        *(logits, temperature, seed, numbers, targets, parts, masses, token, greedy, prob, ranked),
         *(*shape, *numbers.stride(), *targets.stride()),
         **rule,
         BLOCK=block,
         SPLITS=triton.next_power_of_2(splits),
-        num_warps=warps if stochastic else 1,
+        num_warps=warps,
     )
     return token, greedy, prob, ranked
