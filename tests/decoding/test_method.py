@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import pytest
+import torch
 
 from checkpoints import tiny
 from unmask.decoding import METHODS, build, describe
+from unmask.decoding.forward import Facts, blank
 from unmask.decoding.method import Method, aliases, method_class, option, register
+from unmask.decoding.sampling import Draw
 from unmask.errors import UnmaskError
 
 
@@ -113,3 +116,17 @@ def test_registering_makes_a_method_known():
             build("test_only", {"width": 6})
     finally:
         del METHODS["test_only"]
+
+
+def test_tokens_are_written_where_they_are_accepted_inside_the_row_and_nowhere_else():
+    draw = Draw(torch.zeros(2), torch.ones(2), torch.zeros(2).long(), torch.zeros(2).long())
+    state = blank([[1], [2, 3]], [4, 6], 3, Facts(9, (8,), 0), draw)
+    targets = torch.tensor([[2, 2, 4, -1, 3], [5, 2, 2, 6, 3]])  # behind the end of a row, unused, twice the same
+    tokens = torch.tensor([[0, 5, 5, 5, 7], [6, 5, 4, 5, -1]])
+    accept = torch.tensor([[True, False, True, True, False], [True, False, True, True, False]])
+    filled = state.fill(targets, tokens, accept)
+    assert filled.canvas.tolist() == [[1, 9, 0, 9, 9, 9], [2, 3, 4, 9, 9, 6]]
+    assert filled.canvas.dtype == state.canvas.dtype
+    was = state.open.clone()
+    was[0, 2] = was[1, 2] = was[1, 5] = False
+    assert torch.equal(filled.open, was)

@@ -55,6 +55,23 @@ def test_entropy_bound_takes_the_largest_cheap_set_and_at_least_one():
     assert pick(select.EntropyBounded(0.01), 1, ranking=-entropy) == [[1]]
 
 
+def test_ranks_that_are_counted_are_those_of_a_stable_sort():
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 7, select.COUNTED):
+        score = torch.randint(-3, 3, (50, size), generator=generator).float()  # many ties
+        score[score == -3] = -torch.inf
+        eligible = torch.rand(50, size, generator=generator) < torch.linspace(0, 1, 50)[:, None]
+        rank = select.rank(score, eligible)
+        for row in range(50):
+            order = sorted(
+                range(size), key=lambda i: (not eligible[row, i], -score[row, i] if eligible[row, i] else 0, i)
+            )
+            assert rank[row, order].tolist() == list(range(size))
+        wide = (0, select.COUNTED + 1 - size)  # sorted now, behind places that nothing is to be had of
+        padded = select.rank(*(torch.nn.functional.pad(x, wide) for x in (score, eligible)))
+        assert torch.equal(padded[:, :size][eligible], rank[eligible])
+
+
 def test_infinitely_bad_scores_of_eligible_positions_still_precede_ineligible_ones():
     ranking = torch.tensor([[5.0, -torch.inf, -torch.inf]])
     eligible = torch.tensor([[False, True, True]])

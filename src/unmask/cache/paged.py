@@ -8,6 +8,8 @@ Shapes: see `layout`; besides S physical slots, T pages of a row, M slots to be 
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -82,8 +84,11 @@ class PagedWindow:
 
     def __init__(self, cache: PagedCache, view: PagedView) -> None:
         self.cache, self.view = cache, view
+
+    @cached_property
+    def _slots(self) -> Tensor:
         # No window reads what it overwrites, so writing first changes nothing it sees.
-        self._slots = view.store_M.clamp(min=0)
+        return self.view.store_M.clamp(min=0)
 
     def __call__(self, layer: int, q_BHWD: Tensor, k_BGWD: Tensor, v_BGWD: Tensor) -> Tensor:
         q_BWHD, k_BWGD, v_BWGD = (x.transpose(1, 2) for x in (q_BHWD, k_BGWD, v_BGWD))

@@ -52,6 +52,12 @@ def with_carry(logits: Tensor, forward: Forward) -> Tensor:
     return torch.where((forward.rows == -1).unsqueeze(-1), forward.carry.unsqueeze(1), logits)
 
 
+def number_of(state: State, forward: Forward) -> Tensor:
+    """The number of a forward in each row [B], which its random draws are made of. A prefill may predict positions that
+    the first step predicts again: it is number -1, so that draws differ."""
+    return state.step - (forward.kind == Kind.PREFILL).long()
+
+
 def scores_of(
     model: Network, method: Method[Any], state: State, forward: Forward, logits: Tensor, scorer: Scorer = score
 ) -> tuple[State, Scores]:
@@ -59,8 +65,7 @@ def scores_of(
     # Outside of inference mode: a method may ask for gradients here.
     state, logits = method.adjust(state, forward, logits)
     with torch.inference_mode():
-        # A prefill may predict positions that the first step predicts again: it is number -1, so that draws differ.
-        number = state.step - (forward.kind == Kind.PREFILL).long() if forward.draws is None else forward.draws
+        number = number_of(state, forward) if forward.draws is None else forward.draws
         rule = method.score_rule(state)
         scores = scorer(logits, rule, state.draw, number, forward.targets)
         if rule.soft is not None:

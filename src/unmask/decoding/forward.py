@@ -132,12 +132,13 @@ class State:
 
     def fill(self, targets: Tensor, tokens: Tensor, accept: Tensor) -> Self:
         """Writes tokens [B, R] to the positions targets [B, R] where accept [B, R] holds, and closes them."""
-        where = targets.clamp(0, self.canvas.shape[1] - 1)
+        rows, size = self.canvas.shape
         accept = accept & (targets >= 0) & (targets < self.limit[:, None])
-        # A column that is not accepted adds nothing, so equal targets in unused columns cannot undo a write.
-        written = torch.zeros_like(self.canvas).scatter_add_(1, where, torch.where(accept, tokens, 0))
-        hit = torch.zeros_like(self.canvas).scatter_add_(1, where, accept.long()) > 0
-        return replace(self, canvas=torch.where(hit, written, self.canvas), open=self.open & ~hit)
+        # What is not accepted goes to a place behind the canvas. Of 32 bits, which torch.compile scatters itself.
+        nothing = torch.full((rows, size + 1), -1, dtype=torch.int32, device=self.canvas.device)
+        written = nothing.scatter(1, torch.where(accept, targets, size), tokens.int())[:, :size]
+        hit = written >= 0
+        return replace(self, canvas=torch.where(hit, written.long(), self.canvas), open=self.open & ~hit)
 
     def open_at(self, positions: Tensor) -> Tensor:
         """Whether positions [B, R] are open; False outside the canvas of the row."""

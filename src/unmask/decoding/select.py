@@ -39,6 +39,24 @@ class Rule(Protocol):
 def rank(score: Tensor, eligible: Tensor) -> Tensor:
     """The rank of each position among the eligible ones of its row, best first: int64 [B, R]; ineligible ones come
     last."""
+    return (_counted if score.shape[-1] <= COUNTED else _sorted)(score, eligible)
+
+
+COUNTED = 128
+"""Positions up to which ranks are counted: one small kernel of a step of the engine instead of several that sort."""
+
+
+def _counted(score: Tensor, eligible: Tensor) -> Tensor:
+    index = torch.arange(score.shape[-1], device=score.device)
+    value = score.masked_fill(~eligible, -torch.inf)
+    own, other = value.unsqueeze(-1), value.unsqueeze(-2)
+    # The lowest position on ties.
+    better = (other > own) | ((other == own) & (index < index.unsqueeze(-1)))
+    mine, others = eligible.unsqueeze(-1), eligible.unsqueeze(-2)
+    return torch.where(mine == others, better, others).sum(-1)
+
+
+def _sorted(score: Tensor, eligible: Tensor) -> Tensor:
     # `stable` takes the lowest position on ties. Eligible scores of -inf must still precede ineligible ones.
     by_score = score.masked_fill(~eligible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     by_both = eligible.gather(-1, by_score).int().argsort(dim=-1, descending=True, stable=True)

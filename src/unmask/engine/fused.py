@@ -74,6 +74,7 @@ class FusedTransformer(Network):
         self.config = network.config
         self.network = network
         self.angles = network.model.rope.forward
+        self.asked = asked
         self.layers = [FusedLayer(layer, network, quantised) for layer in network.model.layers]  # type: ignore[arg-type]
         weight = network.embedding if network.lm_head is None else network.lm_head.weight
         self.output = FastLinear(weight.detach())
@@ -112,11 +113,8 @@ class FusedTransformer(Network):
     ) -> Tensor:
         if rows_BR is None:
             return self.head(self.hidden(tokens_BW, positions_BW, attend, embeddings_BWC))
-        x_TC, update_TC = self._last(tokens_BW, positions_BW, attend, embeddings_BWC)
-        rows, width = tokens_BW.shape
-        start_B1 = torch.arange(0, rows * width, width, device=rows_BR.device).unsqueeze(1)
-        asked = (start_B1 + rows_BR).flatten()
-        asked_TC = x_TC[asked], None if update_TC is None else update_TC[..., asked, :]
+        last = self._last(tokens_BW, positions_BW, attend, embeddings_BWC)
+        asked_TC = self.asked(*last, rows_BR, tokens_BW.shape[1])
         return self.output(normed(*asked_TC, self.network.model.norm)).unflatten(0, rows_BR.shape)
 
     @torch.no_grad()
@@ -242,6 +240,13 @@ class FusedMLP:
 
     def __call__(self, x_TC: Tensor | Narrow) -> Tensor:
         return self.down(self.gate_up.activate(x_TC, self.down.narrow(len(x_TC))))
+
+
+def asked(x_TC: Tensor, update_TC: Tensor | None, rows_BR: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
+    """Of rows of `width` tokens these ones alone, flattened: [B * R, C]."""
+    start_B = torch.arange(0, len(rows_BR) * width, width, device=rows_BR.device)
+    places = (start_B.unsqueeze(1) + rows_BR).flatten()
+    return x_TC[places], None if update_TC is None else update_TC[..., places, :]
 
 
 def add_norm(

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unmask.decoding.evaluate import Scorer, Window, blended, logits_of, scores_of, with_carry
+from unmask.decoding.evaluate import Scorer, Window, blended, logits_of, number_of, scores_of, with_carry
 from unmask.decoding.forward import KINDS, Forward, State
 from unmask.decoding.method import Method
 from unmask.decoding.sampling import Scores, score
 
 if TYPE_CHECKING:
-    from unmask.cache.paged import PagedCache
+    from unmask.attention.paged import Packing
+    from unmask.cache.paged import PagedCache, PagedWindow
+    from unmask.layout import Layout
     from unmask.models.network import Network
 
 DONE, FAILED, NEED, FINAL = 0, 1, 2, 3
@@ -46,6 +48,9 @@ class Planned:
 def begin(method: Method[Any], state: State, width: int, room: Tensor | None = None) -> Planned:
     """What is run in a step of at most `width` columns, and of at most `room` (one number) tokens of all rows."""
     planned = method.plan(state)
+    if planned.draws is None:  # here, where it takes no kernel of its own
+        number = number_of(state, planned)
+        planned = replace(planned, draws=number[:, None].expand_as(planned.targets))
     live = ~state.done & (columns(planned) <= width)
     if room is not None:
         live &= torch.where(live, _last(planned.valid), 0).cumsum(0) <= room
@@ -79,9 +84,16 @@ def finish_in_place(
     status.copy_(counted)
 
 
+def pack(packed: Packing, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and positions of packed rows [1, M], and where the asked rows stand among them [1, B * R]."""
+    rows = packed.start_B[:, None] + forward.rows.clamp(min=0)
+    rows_1R = rows.clamp(max=len(packed.place_M) - 1).flatten()[None]
+    return packed.take(forward.tokens), packed.take(forward.layout.positions), rows_1R
+
+
 @dataclass(frozen=True)
 class Parts:
-    """What a step is made of; the last four may be replaced by faster functions that do the same."""
+    """What a step is made of; the last five may be replaced by faster functions that do the same."""
 
     model: Network
     method: Method[Any]
@@ -89,13 +101,17 @@ class Parts:
     scorer: Scorer = score
     carry: Callable[[Tensor, Forward], Tensor] = with_carry
     begin: Callable[..., Planned] = begin
+    pack: Callable[[Packing, Forward], tuple[Tensor, Tensor, Tensor]] = pack
     finish: Callable[..., None] = finish_in_place
 
     def window(self, table: Tensor) -> Window:
         """Attention to the pages that `table` [B, T] names; a forward of two views has each row twice."""
-        return lambda layout, seen, store: self.cache.window(
-            table.repeat(len(seen) // len(table), 1), layout, seen, store
-        )
+
+        def attend(layout: Layout, seen: Tensor, store: Tensor) -> PagedWindow:
+            views = len(seen) // len(table)
+            return self.cache.window(table if views == 1 else table.repeat(views, 1), layout, seen, store)
+
+        return attend
 
     def packed_logits(self, table: Tensor, forward: Forward, tokens: int) -> Tensor:
         """`logits_of` by a network that runs on the rows packed into `tokens`; for forwards of one view."""
@@ -103,12 +119,11 @@ class Parts:
         attend = self.cache.window(table, forward.layout, forward.visible, forward.store, tokens)
         packed = attend.view.packed
         assert packed is not None
-        rows_1R = (packed.start_B[:, None] + forward.rows.clamp(min=0)).clamp(max=tokens - 1).flatten()[None]
+        tokens_1M, positions_1M, rows_1R = self.pack(packed, forward)
         mixed = None
         if forward.blend is not None:
             mixed = packed.take(blended(self.model, forward.tokens, forward.blend))
-        given = (packed.take(forward.tokens), packed.take(forward.layout.positions), attend)
-        return self.model(*given, rows_1R, mixed).view(*forward.rows.shape, -1)
+        return self.model(tokens_1M, positions_1M, attend, rows_1R, mixed).view(*forward.rows.shape, -1)
 
 
 def step(parts: Parts, state: State, status: Tensor, table: Tensor, width: int, tokens: int | None = None) -> None:
@@ -120,9 +135,9 @@ def step(parts: Parts, state: State, status: Tensor, table: Tensor, width: int, 
         table: int32 [B, T], the physical page of each of a row's pages.
         tokens: of all rows at most; fewer than B * width are packed.
     """
-    room = None if tokens is None else torch.full((), tokens, device=status.device)
-    run = parts.begin(parts.method, state, width, room)
     packed = tokens if tokens is not None and tokens < len(status) * width else None
+    room = None if packed is None else torch.full((), packed, device=status.device)
+    run = parts.begin(parts.method, state, width, room)
     parts.finish(parts.method, state, *_scored(parts, state, run, table, packed), status)
 
 
