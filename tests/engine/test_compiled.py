@@ -17,10 +17,21 @@ from unmask.engine.fused import asked
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Everything is traced as on a GPU, and then run by PyTorch: no compiler of C++ is needed."""
-    compile_ = partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(compiled.torch, "compile", compile_)
-    return compile_
+    """Functions that were compiled and called, by name. They are traced as on a GPU, and then run by PyTorch: no
+    compiler of C++ is needed."""
+    called, compile_ = set(), partial(torch.compile, backend="aot_eager")
+
+    def noting(function, **settings):
+        traced = compile_(function, **settings)
+
+        def call(*given):
+            called.add(function.__name__)
+            return traced(*given)
+
+        return call
+
+    monkeypatch.setattr(compiled.torch, "compile", noting)
+    return called
 
 
 def test_compiled_steps_come_out_as_the_eager_loop(traced, monkeypatch):
@@ -28,10 +39,11 @@ def test_compiled_steps_come_out_as_the_eager_loop(traced, monkeypatch):
     name = "fast_dllm_v2-cache"
     lm = tiny(RUNS[name][0])
     check(lm, name, engine(lm, name, rows=2, compile=True), count=4, seed=1)
+    assert traced == {"begin", "pack", "view", "finish_in_place"}
 
 
-def test_asked_rows_are_those_of_each_row_whatever_the_shape(traced):
-    made = traced(asked, fullgraph=True)
+def test_asked_rows_are_those_of_each_row_whatever_the_shape():
+    made = torch.compile(asked, fullgraph=True, backend="aot_eager")
     for rows, width, count, parts in ((1, 5, 2, None), (3, 4, 4, 2), (2, 7, 1, 1), (4, 6, 3, 2), (1, 12, 8, 3)):
         x_TC, picked = torch.randn(rows * width, 6), torch.randint(0, width, (rows, count))
         update_TC = None if parts is None else torch.randn(*([parts] if parts > 1 else []), rows * width, 6)

@@ -134,7 +134,8 @@ class State:
         """Writes tokens [B, R] to the positions targets [B, R] where accept [B, R] holds, and closes them."""
         rows, size = self.canvas.shape
         accept = accept & (targets >= 0) & (targets < self.limit[:, None])
-        # What is not accepted goes to a place behind the canvas. Of 32 bits, which torch.compile scatters itself.
+        # What is not accepted goes to a place behind the canvas. In 32 bits: torch.compile leaves a scatter of 64 to a
+        # kernel of its own.
         nothing = torch.full((rows, size + 1), -1, dtype=torch.int32, device=self.canvas.device)
         written = nothing.scatter(1, torch.where(accept, targets, size), tokens.int())[:, :size]
         hit = written >= 0

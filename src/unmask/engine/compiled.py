@@ -22,7 +22,7 @@ def compiled(parts: Parts) -> Parts:
     """The same parts with plan and commit, packing, the cache's view, the angles and the choice of rows compiled."""
     config.recompile_limit = max(config.recompile_limit, KINDS_OF_STEPS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * KINDS_OF_STEPS)
-    # Prefills run these two as well, of as many lengths as there are prompts: any length by one compilation.
+    # Prefills run these three as well, of as many lengths as there are prompts: any length by one compilation.
     parts.cache.view = torch.compile(parts.cache.view, fullgraph=True)
     if isinstance(parts.model, FusedTransformer):
         parts.model.angles = torch.compile(parts.model.angles, fullgraph=True)

@@ -73,6 +73,16 @@ def _or_zero(top: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _read(
+    row_logits: tl.tensor, split: tl.tensor, V: tl.tensor, BLOCK: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The tokens of a split, which of them there are, and their logits, -inf where there is none."""
+    index = split * BLOCK + tl.arange(0, BLOCK)
+    inside = index < V
+    return index, inside, tl.load(row_logits + index, mask=inside, other=-float("inf")).to(tl.float32)
+
+
+@triton.jit
 def _split(
     logits: tl.tensor,
     temperature: tl.tensor,
@@ -95,9 +105,7 @@ def _split(
     program = tl.program_id(0)
     row, split = (program // splits).to(tl.int64), program % splits
     b, r = row // R, row % R
-    index = split * BLOCK + tl.arange(0, BLOCK)
-    inside = index < V
-    z = tl.load(logits + b * stride_b + r * stride_r + index, mask=inside, other=-float("inf")).to(tl.float32)
+    index, _, z = _read(logits + b * stride_b + r * stride_r, split, V, BLOCK)
     into = parts + row * FIELDS * splits + split
 
     tl.store(into + BEST * splits, tl.max(_without(z, index, BAN), 0))
@@ -139,9 +147,7 @@ def _first(
     than to read the one again."""
     top = tl.max(best, 0)
     split = tl.min(tl.where(best == top, s, splits - 1), 0)
-    index = split * BLOCK + tl.arange(0, BLOCK)
-    inside = index < V
-    z = tl.load(row_logits + index, mask=inside, other=-float("inf")).to(tl.float32)
+    index, inside, z = _read(row_logits, split, V, BLOCK)
     token = tl.min(tl.where(inside & (_without(z, index, BAN) == top), index, V), 0)
     return tl.minimum(token, V - 1)  # NaN equals nothing
 
@@ -169,8 +175,7 @@ def _draw(
     split = tl.where(split < SPLITS, split, tl.max(tl.where(mass > 0, s, 0), 0))
     before = tl.sum(tl.where(s < split, mass, 0.0), 0)
 
-    index = split * BLOCK + tl.arange(0, BLOCK)
-    z = tl.load(row_logits + index, mask=index < V, other=-float("inf")).to(tl.float32)
+    index, _, z = _read(row_logits, split, V, BLOCK)
     weight = tl.exp(_without(tl.div_rn(z, heat), index, BAN) - _or_zero(top))
     total = before + tl.cumsum(weight.to(tl.float64), 0)
     token = tl.min(tl.where((total > bound) & (weight > 0), index, V), 0)
